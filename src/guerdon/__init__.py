@@ -1,0 +1,1 @@
+"""Rewards for recorded behaviour from vision-language models."""

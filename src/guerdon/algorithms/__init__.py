@@ -1,0 +1,1 @@
+"""Ways to learn a policy from recorded transitions, one file each."""

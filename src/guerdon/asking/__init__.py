@@ -1,0 +1,1 @@
+"""Sending requests, storing replies: the one place where money is spent."""

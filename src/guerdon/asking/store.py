@@ -1,0 +1,583 @@
+"""The reply store: every question that was ever sent, every attempt, every answer, in one SQLite file that survives a kill at any moment.
+
+Money is spent on replies, so a reply is written to disk (WAL, synchronous=FULL) before the next request of its conversation is sent, and
+an answer that is there is never asked for again. What is kept:
+
+    request   what was asked: the rendered texts, picture ids and kind of answer (pictures themselves are not kept)
+    rater     who was asked: provider, model, base URL, effective settings; never a key
+    attempt   append-only: when, how long, tokens, dollars, outcome or cause; never an error's text
+    answer    the reply's bytes under (question, rater, repeat); the first writer wins
+    claim     which process is asking what just now, and until when it may be believed to be alive
+
+Several processes may share a store: a request is claimed before it is sent, and a claim that is no longer renewed lapses. All writes go
+through one thread that commits everything queued since its last commit at once, so that the cost of a full sync is shared by a wave of
+replies; reads use connections of their own and are never blocked by a write. Times are seconds since 1970, durations seconds, prices US
+dollars.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import platformdirs
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from guerdon.errors import StoreError, WriteFailed
+from guerdon.records import CAUSES, Cause, Failure, Rater, Reply, Request, Usage, canonical_json
+
+STORE_VARIABLE = "GUERDON_STORE"
+"""Environment variable that names another store file than the user's own."""
+
+ACCOUNT_CAUSES: frozenset[Cause] = frozenset({"authentication", "quota"})
+"""Causes that lie with the account, not with the question: never remembered as the final fate of a question."""
+
+_UNBILLED: frozenset[Cause] = frozenset(
+    {"rate_limit", "quota", "overload", "authentication", "bad_request", "unsupported"}
+)  # no vendor charges for these; whether a timeout was charged is unknown
+
+_APPLICATION_ID = 0x67756572  # "guer": marks the file as ours
+_BUSY_MILLISECONDS = 30_000
+_LARGEST_WAVE = 512
+_NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"}
+)
+
+_metadata = sa.MetaData()
+_request = sa.Table(
+    "request",
+    _metadata,
+    sa.Column("question", sa.Text, primary_key=True),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Column("first_asked", sa.Float, nullable=False),
+)
+_rater = sa.Table("rater", _metadata, sa.Column("rater", sa.Text, primary_key=True), sa.Column("identity", sa.LargeBinary, nullable=False))
+_attempt = sa.Table(
+    "attempt",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("question", sa.Text, nullable=False),
+    sa.Column("rater", sa.Text, nullable=False),
+    sa.Column("repeat", sa.Integer, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
+    sa.Column("started", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text),
+    sa.Column("code", sa.Text),
+    sa.Column("status", sa.Integer),
+    sa.Column("input_tokens", sa.Integer),
+    sa.Column("output_tokens", sa.Integer),
+    sa.Column("dollars", sa.Float),
+)
+_answer = sa.Table(
+    "answer",
+    _metadata,
+    sa.Column("question", sa.Text, primary_key=True),
+    sa.Column("rater", sa.Text, primary_key=True),
+    sa.Column("repeat", sa.Integer, primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("input_tokens", sa.Integer),
+    sa.Column("output_tokens", sa.Integer),
+    sa.Column("dollars", sa.Float),
+)
+_claim = sa.Table(
+    "claim",
+    _metadata,
+    sa.Column("question", sa.Text, primary_key=True),
+    sa.Column("rater", sa.Text, primary_key=True),
+    sa.Column("repeat", sa.Integer, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("expiry", sa.Float, nullable=False),
+    sa.Column("reserved_dollars", sa.Float),
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE request (question TEXT NOT NULL PRIMARY KEY, record BLOB NOT NULL, first_asked FLOAT NOT NULL)",
+        "CREATE TABLE rater (rater TEXT NOT NULL PRIMARY KEY, identity BLOB NOT NULL)",
+        "CREATE TABLE attempt (id INTEGER NOT NULL PRIMARY KEY, question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,"
+        " run TEXT NOT NULL, started FLOAT NOT NULL, seconds FLOAT NOT NULL, outcome TEXT NOT NULL, cause TEXT, code TEXT, status INTEGER,"
+        " input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT)",
+        "CREATE INDEX attempt_final ON attempt (question, rater, repeat) WHERE outcome = 'final'",
+        "CREATE INDEX attempt_run ON attempt (run)",
+        "CREATE TABLE answer (question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL, body BLOB NOT NULL,"
+        " model TEXT NOT NULL, seconds FLOAT NOT NULL, input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT,"
+        " PRIMARY KEY (question, rater, repeat))",
+        "CREATE TABLE claim (question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL, owner TEXT NOT NULL,"
+        " expiry FLOAT NOT NULL, reserved_dollars FLOAT, PRIMARY KEY (question, rater, repeat))",
+    ),
+)
+"""Step k takes a store from version k to version k+1. A published step never changes; there is no way back."""
+
+Result = TypeVar("Result")
+Write = Callable[[sa.Connection], Result]
+
+
+def default_path() -> Path:
+    """The user's own store: `$GUERDON_STORE`, or `replies.sqlite` in the data directory of the user."""
+    named = os.environ.get(STORE_VARIABLE)
+    return Path(named) if named else Path(platformdirs.user_data_dir("guerdon", appauthor=False)) / "replies.sqlite"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an answer is stored under."""
+
+    question: str
+    rater: str
+    repeat: int
+
+    def columns(self) -> dict[str, Any]:
+        """The key as column name -> value."""
+        return {"question": self.question, "rater": self.rater, "repeat": self.repeat}
+
+    def matches(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """SQL condition: the rows of `table` that belong to this key."""
+        return (table.c.question == self.question) & (table.c.rater == self.rater) & (table.c.repeat == self.repeat)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the attempts of one run consumed."""
+
+    requests: int
+    """Attempts sent, failed ones included."""
+    answered: int
+    input_tokens: int
+    output_tokens: int
+    dollars: float
+    """Sum of all known prices."""
+    dollars_unknown: int
+    """Attempts that may have cost something, but whose price is not known."""
+    seconds: float
+    """Sum of the attempts' durations; they overlap."""
+    failures: Mapping[Cause, int] = field(default_factory=dict)
+    """Failed attempts by cause."""
+
+
+class Store:
+    """An open reply store. Build with `Store.open`; close it, or use it as a context manager."""
+
+    def __init__(self, path: Path, engine: sa.Engine) -> None:
+        self.path = path
+        self._engine = engine
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writer = _Writer(engine, path)
+        self._known_raters: set[str] = set()
+
+    @classmethod
+    def open(cls, path: Path | str | None = None) -> Store:
+        """Opens the store at `path` (`default_path()` if None), making or migrating it if need be.
+
+        Raises:
+            StoreError: if the folder cannot be written, lies on a network file system, or the file is damaged, newer, or something else.
+        """
+        path = Path(path) if path is not None else default_path()
+        with _explained(path):
+            _prepare_folder(path)
+            engine = _engine(path)
+            try:
+                with engine.begin() as connection:
+                    _migrate(connection, path)
+            except BaseException:
+                engine.dispose()
+                raise
+        return cls(path, engine)
+
+    def close(self) -> None:
+        """Writes what is queued and closes the file. Closing twice does nothing."""
+        self._writer.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    async def find(self, question: str, rater: str, repeat: int, *, retry_failed: bool = False) -> Reply | Failure | None:
+        """The answer stored under a key, or the failure that asking again would only repeat; None if it is still to be asked.
+
+        Args:
+            question: `Request.question`.
+            rater: `Rater.key`.
+            repeat: which of several independent answers.
+            retry_failed: True to get None, not a Failure, for a question that failed for good.
+
+        Raises:
+            StoreError: if the file cannot be read.
+        """
+        with _explained(self.path), self._reader.connect() as connection:
+            return _find(connection, Key(question, rater, repeat), retry_failed)
+
+    async def claim(
+        self,
+        key: Key,
+        owner: str,
+        lease: float,
+        *,
+        retry_failed: bool = False,
+        dollars: float | None = None,
+    ) -> Reply | Failure | bool:
+        """Claims the right to send a request for `lease` seconds, reserving `dollars`.
+
+        Returns:
+            True if the request may be sent; False if somebody else is sending it; or what somebody else has stored meanwhile.
+        """
+
+        def write(connection: sa.Connection) -> Reply | Failure | bool:
+            found = _find(connection, key, retry_failed)
+            if found is not None:
+                return found
+            now = time.time()
+            row = insert(_claim).values(**key.columns(), owner=owner, expiry=now + lease, reserved_dollars=dollars)
+            taken_over = {name: row.excluded[name] for name in ("owner", "expiry", "reserved_dollars")}
+            keys = ["question", "rater", "repeat"]
+            result = connection.execute(row.on_conflict_do_update(index_elements=keys, set_=taken_over, where=_claim.c.expiry < now))
+            return result.rowcount == 1
+
+        return await self._write(write)
+
+    async def renew(self, owner: str, lease: float) -> None:
+        """Extends every claim of `owner` to `lease` seconds from now."""
+        statement = sa.update(_claim).where(_claim.c.owner == owner).values(expiry=time.time() + lease)
+        await self._write(lambda connection: connection.execute(statement))
+
+    async def release(self, owner: str) -> None:
+        """Gives up every claim of `owner`."""
+        await self._write(lambda connection: connection.execute(sa.delete(_claim).where(_claim.c.owner == owner)))
+
+    async def record(
+        self, request: Request, rater: Rater, repeat: int, outcome: Reply | Failure, *, run: str, started: float | None = None
+    ) -> Reply | Failure:
+        """Writes down an attempt and, if there is one, its answer; ends the claim. Returns when all of it is on disk.
+
+        Args:
+            request: what was asked.
+            rater: who was asked.
+            repeat: which of several independent answers.
+            outcome: what came back.
+            run: name under which `costs` sums up.
+            started: when the request was sent, seconds since 1970; by default, `outcome.seconds` ago.
+
+        Returns:
+            The outcome that counts: the answer of another process if that was stored first.
+
+        Raises:
+            WriteFailed: if the disk is full; nothing of this attempt is stored then.
+            StoreError: if the file cannot be written for another reason.
+        """
+        key = Key(request.question, rater.key, repeat)
+        began = time.time() - outcome.seconds if started is None else started
+        new_rater = key.rater not in self._known_raters
+
+        def write(connection: sa.Connection) -> Reply | Failure:
+            record = _to_bytes(canonical_json(request.to_record()))
+            connection.execute(insert(_request).values(question=key.question, record=record, first_asked=began).on_conflict_do_nothing())
+            if new_rater:
+                connection.execute(insert(_rater).values(rater=key.rater, identity=_identity(rater)).on_conflict_do_nothing())
+            connection.execute(sa.insert(_attempt).values(**key.columns(), run=run, started=began, **_attempt_columns(outcome)))
+            connection.execute(sa.delete(_claim).where(key.matches(_claim)))
+            if isinstance(outcome, Failure):
+                return outcome
+            result = connection.execute(insert(_answer).values(**key.columns(), **_answer_columns(outcome)).on_conflict_do_nothing())
+            return outcome if result.rowcount == 1 else _stored_answer(connection, key) or outcome
+
+        counted = await self._write(write)
+        self._known_raters.add(key.rater)
+        return counted
+
+    def costs(self, run: str) -> Costs:
+        """What the attempts recorded under `run` consumed.
+
+        Raises:
+            StoreError: if the file cannot be read.
+        """
+        columns = _attempt.c
+        price_unknown = columns.dollars.is_(None) & (columns.cause.is_(None) | columns.cause.not_in(_UNBILLED))
+        statement = (
+            sa.select(
+                columns.cause,
+                sa.func.count(),
+                sa.func.total(columns.input_tokens),
+                sa.func.total(columns.output_tokens),
+                sa.func.total(columns.dollars),
+                sa.func.total(price_unknown),
+                sa.func.total(columns.seconds),
+            )
+            .where(columns.run == run)
+            .group_by(columns.cause)
+        )
+        with _explained(self.path), self._reader.connect() as connection:
+            by_cause = [tuple(row) for row in connection.execute(statement)]
+        counts = {cause: count for cause, count, *_ in by_cause}
+        input_tokens, output_tokens, dollars, unknown, seconds = (sum(row[column] for row in by_cause) for column in range(2, 7))
+        return Costs(
+            requests=sum(counts.values()),
+            answered=counts.get(None, 0),
+            input_tokens=int(input_tokens),
+            output_tokens=int(output_tokens),
+            dollars=float(dollars),
+            dollars_unknown=int(unknown),
+            seconds=float(seconds),
+            failures={cause: counts[cause] for cause in CAUSES if cause in counts},
+        )
+
+    async def _write(self, write: Write[Result]) -> Result:
+        return await asyncio.wrap_future(self._writer.submit(write))
+
+
+# --- the writer thread --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    write: Write[Any]
+    done: Future[Any]
+
+
+class _Writer:
+    """One thread that carries out writes in the order they come, all that wait in one transaction."""
+
+    def __init__(self, engine: sa.Engine, path: Path) -> None:
+        self._engine, self._path = engine, path
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="guerdon store", daemon=True)
+        self._thread.start()
+
+    def submit(self, write: Write[Result]) -> Future[Result]:
+        """Queues a write. The future ends when its transaction is on disk, or with a StoreError."""
+        done: Future[Result] = Future()
+        with self._lock:
+            if self._closed:
+                raise StoreError("the store is closed", where=str(self._path))
+            self._jobs.put(_Job(write, done))
+        return done
+
+    def close(self) -> None:
+        """Carries out what is queued, then ends the thread."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (wave := self._next_wave()) is not None:
+            try:
+                self._carry_out(wave)
+            except BaseException:
+                # One write cannot be carried out and took the others down with it: let each stand alone.
+                for job in wave:
+                    self._alone(job)
+
+    def _next_wave(self) -> list[_Job] | None:
+        """The jobs that wait, at least one; None when the store was closed and nothing is left."""
+        first = self._jobs.get()
+        if first is None:
+            return None
+        wave = [first]
+        while len(wave) < _LARGEST_WAVE:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                self._jobs.put(None)
+                break
+            wave.append(job)
+        return wave
+
+    def _carry_out(self, wave: list[_Job]) -> None:
+        with _explained(self._path), self._engine.begin() as connection:
+            results = [job.write(connection) for job in wave]
+        for job, result in zip(wave, results, strict=True):
+            # A caller that was cancelled no longer waits; its write counts all the same.
+            if job.done.set_running_or_notify_cancel():
+                job.done.set_result(result)
+
+    def _alone(self, job: _Job) -> None:
+        try:
+            self._carry_out([job])
+        except BaseException as error:
+            if job.done.set_running_or_notify_cancel():
+                job.done.set_exception(error)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # a reply may hold half a surrogate pair, which is not text for SQLite
+
+
+def _identity(rater: Rater) -> bytes:
+    identity = {"provider": rater.provider, "model": rater.model, "base_url": rater.base_url, "settings": dict(rater.settings)}
+    return _to_bytes(canonical_json({**identity, "name": rater.name}))
+
+
+def _usage_columns(usage: Usage) -> dict[str, Any]:
+    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "dollars": usage.dollars}
+
+
+def _attempt_columns(outcome: Reply | Failure) -> dict[str, Any]:
+    columns = {"seconds": outcome.seconds, **_usage_columns(outcome.usage)}
+    if isinstance(outcome, Reply):
+        return {**columns, "outcome": "reply"}
+    remembered = outcome.final and outcome.cause not in ACCOUNT_CAUSES
+    failure = {"cause": outcome.cause, "code": outcome.code, "status": outcome.status}
+    return {**columns, **failure, "outcome": "final" if remembered else "transient"}
+
+
+def _answer_columns(reply: Reply) -> dict[str, Any]:
+    model = reply.model.encode("utf-8", "replace").decode("utf-8")
+    return {"body": _to_bytes(reply.text), "model": model, "seconds": reply.seconds, **_usage_columns(reply.usage)}
+
+
+def _stored_answer(connection: sa.Connection, key: Key) -> Reply | None:
+    columns = _answer.c
+    row = connection.execute(
+        sa.select(
+            columns.body, columns.model, columns.seconds, columns.input_tokens, columns.output_tokens, columns.dollars
+        ).where(key.matches(_answer))
+    ).one_or_none()
+    if row is None:
+        return None
+    usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
+    return Reply(row.body.decode("utf-8", "surrogatepass"), model=row.model, usage=usage, seconds=row.seconds)
+
+
+def _stored_failure(connection: sa.Connection, key: Key) -> Failure | None:
+    columns = _attempt.c
+    row = connection.execute(
+        sa.select(columns.cause, columns.code, columns.status, columns.seconds, columns.input_tokens, columns.output_tokens, columns.dollars)
+        .where(key.matches(_attempt) & (columns.outcome == sa.literal_column("'final'")))
+        .order_by(columns.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
+    return Failure(row.cause, final=True, code=row.code, status=row.status, usage=usage, seconds=row.seconds)
+
+
+def _find(connection: sa.Connection, key: Key, retry_failed: bool) -> Reply | Failure | None:
+    return _stored_answer(connection, key) or (None if retry_failed else _stored_failure(connection, key))
+
+
+# --- opening ------------------------------------------------------------------------------------------------------------------------
+
+
+def _engine(path: Path) -> sa.Engine:
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_MILLISECONDS / 1000})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            cure = "Keep the store on a local disk: set GUERDON_STORE, or use --store."
+            raise StoreError(f"this file system does not allow SQLite's write-ahead log (it gives '{mode}')", where=str(path), cure=cure)
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A transaction that reads first and writes later fails behind another writer, whatever the time-out: lock at once.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _prepare_folder(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mounts = Path("/proc/mounts")
+    kind = filesystem(path, mounts.read_text(encoding="utf-8", errors="replace")) if mounts.exists() else ""
+    if kind in _NETWORK_FILESYSTEMS:
+        cure = "Keep the store on a local disk: set GUERDON_STORE, or use --store."
+        raise StoreError(f"lies on a network file system ({kind}), where SQLite's write-ahead log is not safe", where=str(path), cure=cure)
+
+
+def filesystem(path: Path, mounts: str) -> str:
+    """Type of the file system that holds `path`, according to the text of /proc/mounts; "" if no line fits."""
+    resolved = path.resolve()
+    found = (Path("/"), "")
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = Path(fields[1].replace("\\040", " "))
+        # A later mount on the same point hides the earlier one.
+        if resolved.is_relative_to(point) and len(point.parts) >= len(found[0].parts):
+            found = (point, fields[2])
+    return found[1]
+
+
+def _migrate(connection: sa.Connection, path: Path) -> None:
+    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    application = int(connection.exec_driver_sql("PRAGMA application_id").scalar_one())
+    tables = int(connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one())
+    if application != _APPLICATION_ID and (tables or application):
+        raise StoreError("is an SQLite database, but not a reply store", where=str(path), cure="Name another file.")
+    if version > len(MIGRATIONS):
+        cure = "Upgrade guerdon: pip install --upgrade guerdon"
+        raise StoreError(f"was written by a newer guerdon (version {version}, this one reads {len(MIGRATIONS)})", where=str(path), cure=cure)
+    for step in MIGRATIONS[version:]:
+        for statement in step:
+            connection.exec_driver_sql(statement)
+    if version < len(MIGRATIONS):
+        connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+# --- errors -------------------------------------------------------------------------------------------------------------------------
+
+_DISK_FULL = {sqlite3.SQLITE_FULL}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite and the operating system raise into a StoreError that says what to do."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        raise _store_error(path, error.orig) from error
+    except (sqlite3.Error, OSError) as error:
+        raise _store_error(path, error) from error
+
+
+def _store_error(path: Path, error: BaseException | None) -> StoreError | WriteFailed:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest a variety of it
+    if code in _DISK_FULL:
+        cure = "Free some space, then run the same command again: everything stored so far is kept."
+        return WriteFailed("the disk is full", where=str(path), cure=cure)
+    if code in _DAMAGED:
+        cure = "Move it away to begin a new store, or restore it from a backup."
+        return StoreError("is damaged, or no SQLite database at all", where=str(path), cure=cure)
+    if code in _NOT_WRITABLE or isinstance(error, OSError):
+        cure = "Choose a folder you can write to: set GUERDON_STORE, or use --store."
+        return StoreError("cannot be opened for writing", where=str(path), cure=cure)
+    if code == sqlite3.SQLITE_BUSY:
+        cure = "Wait until the other process has finished, then run the same command again."
+        return StoreError("is locked by another process", where=str(path), cure=cure)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return StoreError(f"SQLite cannot use it ({name})", where=str(path), cure="Check the disk, then run the same command again.")

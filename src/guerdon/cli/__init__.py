@@ -1,0 +1,76 @@
+"""The command line: `guerdon COMMAND ...`.
+
+One file a sub-command. Help and the choice of the sub-command read file names and docstrings only; a command's file, and the methods and
+providers named on its command line, are imported when it runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from guerdon.errors import GuerdonError, UnknownName, UsageError
+from guerdon.runs import package_version
+
+_ORDER = ("demo", "collect", "check", "label", "reward", "export", "train", "evaluate", "report")
+_STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED = 1, 2, 130
+
+
+def commands() -> dict[str, str]:
+    """Name of each sub-command and the first line of its file's docstring, in the order in which they are used."""
+    found = {path.stem.replace("_", "-"): path for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")}
+    order = [name for name in _ORDER if name in found] + sorted(set(found) - set(_ORDER))
+    return {name: (ast.get_docstring(ast.parse(found[name].read_text(encoding="utf-8"))) or "").split("\n")[0] for name in order}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0 success, 1 failure, 2 wrong use, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except UsageError as error:
+        return _complain(error, _STATUS_USAGE)
+    except GuerdonError as error:
+        return _complain(error, _STATUS_FAILED)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is saved, the same command goes on from there", file=sys.stderr)
+        return _STATUS_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _STATUS_FAILED
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"guerdon {package_version()}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in commands():
+        raise UnknownName("command", name, commands(), cure="See: guerdon --help")
+    module = importlib.import_module(f"guerdon.cli.{name.replace('-', '_')}")
+    status = module.main(rest)
+    return int(status or 0)
+
+
+def _help() -> str:
+    listing = commands()
+    width = max(map(len, listing))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in listing.items())
+    return (
+        "usage: guerdon COMMAND [OPTIONS]\n\n"
+        "Rewards for recorded behaviour from vision-language models: label, learn a policy, measure it.\n\n"
+        f"commands:\n{lines}\n\n"
+        "Try `guerdon demo` first. `guerdon COMMAND --help` lists a command's options."
+    )
+
+
+def _complain(error: GuerdonError, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status

@@ -1,0 +1,1 @@
+"""Tasks, statistics, and the quality of raters."""

@@ -1,0 +1,202 @@
+"""Every extension point of the package, on one page.
+
+A thing is added by adding one file to the folder of its kind, named after the thing, with one concrete class in it (and its `Config`).
+Classes here are abstract; classes elsewhere are final: vary behaviour by wrapping, not by subclassing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.records import (
+    EpisodeInfo,
+    Exchange,
+    Failure,
+    Frames,
+    Label,
+    Rater,
+    Reply,
+    Request,
+    Sample,
+    Task,
+    Transcript,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+class Dataset(ABC):
+    """Recorded behaviour, read only and lazily. Pictures are read from disk when asked for."""
+
+    path: Path
+    views: tuple[str, ...]
+    """Names of the cameras, the first one being the default."""
+    action_names: tuple[str, ...]
+    """Name of each discrete action by index; empty for continuous actions."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest of the content: equal for equal data, wherever it lies; different after any change."""
+
+    @property
+    @abstractmethod
+    def environment(self) -> Mapping[str, Any]:
+        """What the recorder wrote about the world: {"name": "babyai", ...}; empty if it wrote nothing."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of episodes."""
+
+    @abstractmethod
+    def episode(self, index: int) -> EpisodeInfo:
+        """What is known of episode `index` (0-based). Raises IndexError outside the range, DatasetError for damaged data."""
+
+    @abstractmethod
+    def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
+        """Observations start .. stop-1 of an episode: (stop - start, H, W, 3) uint8 RGB upright. Raises DatasetError, KeyError (view)."""
+
+    @abstractmethod
+    def actions(self, index: int) -> npt.NDArray[Any]:
+        """(T,) int64 for discrete actions, (T, A) float32 for continuous ones."""
+
+    @abstractmethod
+    def rewards(self, index: int) -> Floats:
+        """(T,) float64: the rewards stored in the dataset itself."""
+
+    @abstractmethod
+    def privileged(self, index: int) -> Mapping[str, npt.NDArray[Any]]:
+        """Ground truth that no rater and no policy may see, e.g. "contribution" (T,), "progress" (T+1,); empty if there is none."""
+
+    def episodes(self) -> Iterator[EpisodeInfo]:
+        """All episodes in order."""
+        return (self.episode(index) for index in range(len(self)))
+
+
+class DatasetFormat(ABC):
+    """A file format."""
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether `path` looks like this format. Reads no more than a few file names; never raises."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: Path, options: Mapping[str, Any]) -> Dataset:
+        """Opens `path`. Raises DatasetError with file and place."""
+
+
+class Provider(ABC):
+    """A rater that can be asked: a vendor, a local model, a script, a recording."""
+
+    rater: Rater
+    remote: str = ""
+    """Host that frames are sent to; empty if they stay on this machine. Asking a remote provider needs the user's consent."""
+
+    @abstractmethod
+    async def ask(self, request: Request, *, repeat: int = 0) -> Reply | Failure:
+        """Asks once: exactly one call, no retries. Returns a Failure instead of raising; raises only ProviderError, when every further
+        request would fail in the same way before being sent. `repeat` tells equal questions apart, for raters with a random state."""
+
+    async def close(self) -> None:
+        """Gives connections back. Nothing may be asked afterwards."""
+        return
+
+
+class Method(ABC):
+    """A protocol of questions, and the reading of the answers. Knows no provider."""
+
+    name: ClassVar[str]
+    version: str
+    """Changes whenever the prompts or the reading change what is asked."""
+    scale: tuple[float, float]
+    """Lowest and highest value of a label."""
+
+    @abstractmethod
+    def next(self, sample: Sample, exchanges: Sequence[Exchange]) -> Request | None:
+        """The next request of the conversation about `sample`, or None when nothing is left to ask. Pure: depends on its arguments only."""
+
+    @abstractmethod
+    def read(self, transcript: Transcript) -> list[Label]:
+        """The labels that the transcript holds, one for each unit of the sample, failures included. Pure; never asks."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an agent sees now."""
+
+    frames: Mapping[str, Frames]
+    """View name -> (H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one action led to."""
+
+    observation: Observation
+    progress: float
+    """Share of the task's sub-tasks completed so far, in [0, 1]."""
+    terminated: bool
+    """The task is completed, or cannot be completed any more."""
+
+
+class Environment(ABC):
+    """A world in which tasks are carried out. One object carries out one task at a time."""
+
+    views: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+    @abstractmethod
+    def reset(self, task: Task) -> Observation:
+        """Builds the task's world at its start. Raises EnvironmentFailed."""
+
+    @abstractmethod
+    def step(self, action: int) -> Step:
+        """Carries out one action."""
+
+    def close(self) -> None:
+        """Gives resources back."""
+        return
+
+
+class Actor(ABC):
+    """Something that acts: a trained policy or a baseline. Acts in several environments at once; keeps its memory of each."""
+
+    @abstractmethod
+    def reset(self, tasks: Sequence[Task]) -> None:
+        """Begins one episode per task; slot i of later calls belongs to tasks[i]."""
+
+    @abstractmethod
+    def act(self, frames: Mapping[str, Frames], active: npt.NDArray[np.bool_]) -> Integers:
+        """Actions (B,) for the current pictures, view -> (B, H, W, 3) uint8. Slots that are not
+        `active` (B,) have ended; what is returned for them is ignored."""
+
+
+class Algorithm(ABC):
+    """A way to learn a policy from recorded transitions: networks, optimiser and update rule."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def update(self, batch: Any) -> dict[str, torch.Tensor]:
+        """One gradient step on a batch (`guerdon.transitions.Batch`). Returns metrics, not yet synchronised with the host."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything that an exact continuation needs: networks, targets, optimiser, step."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`: training goes on bit by bit as if it had never stopped."""

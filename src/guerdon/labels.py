@@ -1,0 +1,166 @@
+"""Label sets: what a method read from a rater's answers, on disk and in memory, and their projection to transitions.
+
+A label set is one Parquet file, `labels/NAME.parquet`, one row a label (columns: the fields of `guerdon.records.Label`). Its metadata
+says what the numbers mean: method and version, scale, rater, fingerprint of the dataset. Labels without a value stay in the file with
+their state and cause: they are counted, shown, and never become a number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from guerdon.errors import RunError
+from guerdon.records import STATES_WITH_VALUE, Label, canonical_json, digest
+from guerdon.runs import writing
+
+_SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()), ("episode", pa.int64()), ("start", pa.int64()), ("stop", pa.int64()),
+        ("episode_b", pa.int64()), ("start_b", pa.int64()), ("stop_b", pa.int64()),
+        ("annotation", pa.int64()), ("instruction", pa.string()), ("views", pa.list_(pa.string())),
+        ("state", pa.string()), ("cause", pa.string()), ("value", pa.float32()),
+        ("probabilities", pa.list_(pa.float32())), ("spread", pa.float32()), ("asked", pa.int64()), ("answered", pa.int64()),
+        ("rationale", pa.string()), ("question", pa.string()),
+    ]
+)  # fmt: skip
+_FIELDS = {field.name for field in fields(Label)}
+_METADATA_KEY = b"guerdon"
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels and what they mean.
+
+    `metadata` holds: "method", "version", "scale" [low, high], "rater" (name for tables), "dataset" (fingerprint).
+    """
+
+    labels: Sequence[Label]
+    metadata: Mapping[str, Any]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Lowest and highest possible value."""
+        low, high = self.metadata["scale"]
+        return float(low), float(high)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of labels and metadata: changes with any of them."""
+        rows = [[getattr(label, name) for name in sorted(_FIELDS)] for label in self.labels]
+        return digest("guerdon labels 1", canonical_json(dict(self.metadata)), canonical_json(rows))
+
+    def write(self, path: Path) -> None:
+        """Writes Parquet, whole or not at all. Raises WriteFailed."""
+        columns: dict[str, list[Any]] = {name: [getattr(label, name, None) for label in self.labels] for name in _SCHEMA.names}
+        for name in ("rationale", "instruction"):
+            columns[name] = [_storable(text) for text in columns[name]]
+        table = pa.table(columns, schema=_SCHEMA)
+        with writing(path) as temporary:
+            pq.write_table(table.replace_schema_metadata({_METADATA_KEY: canonical_json(dict(self.metadata))}), temporary)
+
+    @classmethod
+    def read(cls, path: Path) -> LabelSet:
+        """Reads what `write` wrote. Raises RunError for a missing, damaged or foreign file."""
+        table, metadata = read_table(path, "label set")
+        rows = ({name: value for name, value in row.items() if name in _FIELDS} for row in table.to_pylist())
+        try:
+            return cls([_label(row) for row in rows], metadata)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"holds a label that contradicts itself ({error})", where=str(path), cure="Make the label set again.") from error
+
+    def counts(self) -> Counter[str]:
+        """Number of labels by state; those without a value by state and cause, e.g. "failed: timeout"."""
+        return Counter(label.state if label.state in STATES_WITH_VALUE else f"{label.state}: {label.cause}" for label in self.labels)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the labels that carry a value; 0.0 for an empty set."""
+        if not self.labels:
+            return 0.0
+        return sum(label.state in STATES_WITH_VALUE for label in self.labels) / len(self.labels)
+
+
+def read_table(path: Path, what: str) -> tuple[pa.Table, dict[str, Any]]:
+    """A Parquet file of this package and its metadata. Raises RunError for a missing, damaged or foreign file."""
+    if not path.is_file():
+        raise RunError(f"there is no such {what}", where=str(path))
+    try:
+        table = pq.read_table(path)
+        metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+    except KeyError:
+        raise RunError(f"is a Parquet file, but no {what} of guerdon", where=str(path)) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RunError(f"cannot be read as a {what} ({type(error).__name__})", where=str(path), cure="Make it again.") from error
+    return table, cast(dict[str, Any], metadata)
+
+
+def transition_values(
+    label_set: LabelSet, lengths: Mapping[int, int], *, source: str = "the label set"
+) -> dict[tuple[int, int], npt.NDArray[np.float32]]:
+    """Labels as one number per transition: (episode, annotation) -> (T,) float32 on the label's own scale, NaN where unknown.
+
+    Several labels of one transition (overlapping windows, repeats) are averaged over those that carry a value; a label set by hand wins
+    over all others of its transition. A label of a segment counts for each of its transitions.
+
+    Args:
+        lengths: T of each episode that the dataset has.
+
+    Raises:
+        RunError: if a label lies outside its episode.
+    """
+    sums: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+    counts: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+    by_hand: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
+    for label in sorted(label_set.labels, key=lambda label: label.state == "human"):
+        if label.unit not in ("transition", "segment"):
+            raise RunError(f"labels of unit '{label.unit}' have no value per transition", where=source)
+        length = lengths.get(label.episode)
+        if length is None or not 0 <= label.start < label.stop <= length:
+            place = f"transitions {label.start}..{label.stop} of episode {label.episode}"
+            raise RunError(f"a label is about {place}, which the dataset does not have", where=source)
+        key = (label.episode, label.annotation)
+        if key not in sums:
+            sums[key], counts[key], by_hand[key] = np.zeros(length), np.zeros(length, np.int64), np.zeros(length, bool)
+        if label.value is None:
+            continue
+        steps = slice(label.start, label.stop)
+        if label.state == "human":
+            fresh = ~by_hand[key][steps]
+            sums[key][steps][fresh] = 0.0
+            counts[key][steps][fresh] = 0
+            by_hand[key][steps] = True
+        sums[key][steps] += label.value
+        counts[key][steps] += 1
+    return {key: _mean(sums[key], counts[key]) for key in sums}
+
+
+def _mean(total: npt.NDArray[np.float64], count: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    mean = np.full(total.shape, np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return mean.astype(np.float32)
+
+
+def _label(row: dict[str, Any]) -> Label:
+    for name in ("views", "probabilities"):
+        row[name] = tuple(row[name]) if row[name] is not None else None
+    return Label(**{**row, "views": row["views"] or ()})
+
+
+def _storable(text: str) -> str:
+    """A rater may answer with lone surrogates, which no file of UTF-8 text can hold: they are replaced here (the store keeps the bytes)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def by_transition(labels: Iterable[Label]) -> dict[tuple[int, int, int], Label]:
+    """Labels of unit "transition" by (episode, annotation, transition); the last one wins."""
+    return {(label.episode, label.annotation, label.start): label for label in labels if label.unit == "transition"}

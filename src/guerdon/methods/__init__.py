@@ -1,0 +1,1 @@
+"""Protocols of questions and the reading of their answers, one file each."""

@@ -1,0 +1,1 @@
+"""Raters that can be asked, one file each."""

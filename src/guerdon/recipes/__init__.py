@@ -1,0 +1,1 @@
+"""Whole jobs: the functions behind the commands."""

@@ -1,0 +1,53 @@
+"""The dataset of a command or of a run folder, and the settings that choose what is read from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guerdon.datasets import open_dataset
+from guerdon.errors import StaleInput
+from guerdon.interfaces import Dataset
+from guerdon.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How to read a dataset that does not say so itself."""
+
+    views: tuple[str, ...] = ()
+    """Cameras to use (names of picture observations); the dataset's own if not given."""
+    instruction_key: str = ""
+    """Where the words are: an observation, info or episode metadata key, e.g. "mission"; found by itself if not given."""
+    instruction: str = ""
+    """One instruction for all episodes, for datasets without words."""
+
+    def as_options(self) -> dict[str, Any]:
+        """The settings that were given, in the form `open_dataset` takes."""
+        given = {"views": list(self.views), "instruction_key": self.instruction_key, "instruction": self.instruction}
+        return {name: value for name, value in given.items() if value}
+
+
+def open_data(path: Path, options: DataOptions) -> Dataset:
+    """The dataset at `path`. Raises DatasetError."""
+    return open_dataset(path, **options.as_options())
+
+
+def run_of(path: Path, dataset: Dataset, options: DataOptions) -> Run:
+    """The run folder at `path` for `dataset`, begun if it is not there. Raises RunError if it belongs to another dataset."""
+    return Run.open_or_create(path, dataset_path=dataset.path, fingerprint=dataset.fingerprint, options=options.as_options())
+
+
+def dataset_of(run: Run) -> Dataset:
+    """The dataset that a run was made from.
+
+    Raises:
+        DatasetError: if it is gone or damaged.
+        StaleInput: if it has changed since.
+    """
+    dataset = open_dataset(run.dataset_path, **run.dataset_options)
+    if dataset.fingerprint != run.dataset_fingerprint:
+        cure = "Its labels no longer fit it: begin a new run folder, or put the old dataset back."
+        raise StaleInput(f"has changed since the run {run.path} was begun", where=str(run.dataset_path), cure=cure)
+    return dataset

@@ -1,0 +1,82 @@
+"""Composing a reward column in a run folder from its label sets, and looking at it before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from guerdon.errors import RewardError, UsageError
+from guerdon.labels import LabelSet
+from guerdon.recipes.data import dataset_of
+from guerdon.recipes.settings import as_record, callable_with_settings
+from guerdon.rewards.check import Finding, check_rewards
+from guerdon.rewards.column import RewardColumn
+from guerdon.rewards.compose import compose, names_in, reward_statistics
+from guerdon.runs import Manifest, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to compose."""
+
+    run: Positional[Path]
+    """The run folder that holds the labels."""
+    compose: str = "0.1 * rg_vlm + sparse"
+    """Expression over label sets, e.g. "0.1 * rg_vlm + sparse", "sparse", "rg_vlm", "potential(rg_vlm) + sparse"."""
+    name: str = "both"
+    """Name of the reward column; arms of a comparison go by it."""
+    gamma: float = 0.97
+    """Discount factor, for potential(...) and for the checks."""
+    seed: int = 0
+    """Seed of shuffled(...)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma < 1.0:
+            raise UsageError(f"gamma must lie in [0, 1), got {self.gamma}")
+        if not self.name.isidentifier():
+            raise UsageError(f"a reward's name is made of letters, digits and underscores, got '{self.name}'")
+
+
+@dataclass(frozen=True)
+class ComposedReward:
+    """A reward column on disk and what was seen in it."""
+
+    path: Path
+    column: RewardColumn
+    statistics: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+
+
+@callable_with_settings(Config)
+def reward(config: Config) -> ComposedReward:
+    """Writes RUN/rewards/NAME.parquet.
+
+    Raises:
+        RewardError: for an expression that cannot be read or computed.
+        RunError: if RUN is no run folder or its dataset has changed.
+    """
+    run = Run.open(config.run)
+    dataset = dataset_of(run)
+    label_sets = {name: _labels(run, name) for name in sorted(names_in(config.compose))}
+    column = compose(label_sets, dataset, config.compose, gamma=config.gamma, seed=config.seed)
+    findings = tuple(check_rewards(column, dataset, gamma=config.gamma))
+    path = run.part("rewards", config.name).with_suffix(".parquet")
+    column.write(path)
+    statistics = reward_statistics(column)
+    inputs = {"dataset": dataset.fingerprint} | {f"labels/{name}": labels.fingerprint for name, labels in label_sets.items()}
+    results = {**statistics, "findings": [finding.to_record() for finding in findings], "fingerprint": column.fingerprint}
+    run.finish(path, Manifest({**as_record(config), "expression": config.compose}, inputs, results))
+    return ComposedReward(path, column, statistics, findings)
+
+
+def _labels(run: Run, name: str) -> LabelSet:
+    path = run.part("labels", name).with_suffix(".parquet")
+    if not path.is_file():
+        there = sorted(found.stem for found in path.parent.glob("*.parquet")) if path.parent.is_dir() else []
+        cure = f"There are: {', '.join(there) or 'no label sets yet'}; sparse, original and oracle are always there."
+        raise RewardError(f"no label set is called '{name}'", where=str(run.path), cure=cure)
+    return LabelSet.read(path)

@@ -1,0 +1,1 @@
+"""The report: a thin view of what a run recorded."""

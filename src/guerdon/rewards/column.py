@@ -1,0 +1,75 @@
+"""A reward column: one number per transition, beside the dataset, never inside it.
+
+`rewards/NAME.parquet` has the columns episode, annotation, step, reward (float32; null = unknown). An episode with several annotations
+has one reward per annotation, because a reward says how far an action serves one instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from guerdon.labels import read_table
+from guerdon.records import array_digest, canonical_json, digest
+from guerdon.runs import writing
+
+Values = dict[tuple[int, int], npt.NDArray[np.float32]]
+"""(episode, annotation) -> (T,) float32, NaN where the reward is unknown."""
+
+
+@dataclass(frozen=True)
+class RewardColumn:
+    """Rewards of a dataset.
+
+    `metadata` holds: "expression", "labels" (name -> fingerprint of each label set used), "dataset" (fingerprint).
+    """
+
+    values: Values
+    metadata: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all values and of what they mean."""
+        parts = [f"{episode}/{annotation}/{array_digest(array)}" for (episode, annotation), array in sorted(self.values.items())]
+        return digest("guerdon rewards 1", canonical_json(dict(self.metadata)), *parts)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the transitions whose reward is known; 0.0 for an empty column."""
+        total = sum(array.size for array in self.values.values())
+        return sum(int(np.isfinite(array).sum()) for array in self.values.values()) / total if total else 0.0
+
+    def write(self, path: Path) -> None:
+        """Writes Parquet, whole or not at all. Raises WriteFailed."""
+        items = sorted(self.values.items())
+        rewards = np.concatenate([array for _, array in items]) if items else np.zeros(0, np.float32)
+        sizes = [array.size for _, array in items]
+        steps = np.concatenate([np.arange(size) for size in sizes]) if items else np.zeros(0, np.int64)
+        columns = {
+            "episode": pa.array(np.repeat([key[0] for key, _ in items], sizes).astype(np.int64)),
+            "annotation": pa.array(np.repeat([key[1] for key, _ in items], sizes).astype(np.int64)),
+            "step": pa.array(steps.astype(np.int64)),
+            "reward": pa.array(rewards, mask=np.isnan(rewards), type=pa.float32()),
+        }
+        table = pa.table(columns).replace_schema_metadata({b"guerdon": canonical_json(dict(self.metadata))})
+        with writing(path) as temporary:
+            pq.write_table(table, temporary)
+
+    @classmethod
+    def read(cls, path: Path) -> RewardColumn:
+        """Reads what `write` wrote. Raises RunError for a missing, damaged or foreign file."""
+        table, metadata = read_table(path, "reward column")
+        episode, annotation, step = (table[name].to_numpy() for name in ("episode", "annotation", "step"))
+        reward = table["reward"].to_numpy(zero_copy_only=False).astype(np.float32)
+        values: Values = {}
+        starts = np.flatnonzero(step == 0)
+        for start, stop in zip(starts, [*starts[1:], len(step)], strict=True):
+            values[int(episode[start]), int(annotation[start])] = reward[start:stop]
+        return cls(values, metadata)

@@ -1,0 +1,188 @@
+"""A run folder: everything made from one dataset, each part with a manifest that says from what and how.
+
+    run.json                       which dataset; written before the first part
+    labels/NAME.parquet            + NAME.json, its manifest
+    rewards/NAME.parquet           + NAME.json
+    policies/NAME/seed-K/          with manifest.json
+    evaluations/NAME/seed-K.jsonl  + seed-K.json
+    report.html
+
+A part is written under a temporary name and renamed; its manifest comes last, so a manifest means that the part is whole. A part whose
+inputs changed is refused, not silently reused.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from guerdon.errors import RunError, StaleInput, WriteFailed
+
+FORMAT = 1
+
+
+def package_version() -> str:
+    """Version of the installed package, or "unknown" in a source tree that is not installed."""
+    try:
+        return version("guerdon")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to `path` if the block succeeds, removed otherwise. Works for files and for folders.
+
+    Raises:
+        WriteFailed: if the disk is full or not writable; nothing is left under the final name.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)) / path.name
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+            cure = "Free some space or choose another folder, then run the same command again."
+            raise WriteFailed(f"cannot write: {os.strerror(error.errno)}", where=str(path), cure=cure) from error
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON. Raises RunError if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError("there is no such file", where=str(path)) from None
+    except (ValueError, OSError) as error:
+        what = f"cannot be read as JSON ({type(error).__name__})"
+        raise RunError(what, where=str(path), cure="Delete it and make this part again.") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was asked (`config`), what it was made from (`inputs`), what happened (`provenance`, `results`)."""
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Name -> fingerprint of everything that the part depends on."""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "config": dict(self.config),
+            "inputs": dict(self.inputs),
+            "results": dict(self.results),
+            "provenance": {
+                "guerdon": package_version(),
+                "python": platform.python_version(),
+                "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                **self.provenance,
+            },
+        }
+
+
+class Run:
+    """A run folder on disk.
+
+    Build with `Run.open_or_create`, which refuses a folder that belongs to another dataset.
+    """
+
+    def __init__(self, path: Path) -> None:
+        record = read_json(path / "run.json")
+        if record.get("format") != FORMAT:
+            cure = "Use the version of guerdon that made it, or a new folder."
+            raise RunError(f"is a run folder of format {record.get('format')}, this version reads {FORMAT}", where=str(path), cure=cure)
+        self.path = path
+        self.dataset_path = Path(record["dataset"]["path"])
+        self.dataset_fingerprint: str = record["dataset"]["fingerprint"]
+        self.dataset_options: dict[str, Any] = record["dataset"].get("options", {})
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Opens an existing run folder. Raises RunError if it is none."""
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            cure = "Make one with: guerdon label DATASET --run RUN"
+            raise RunError("is not a run folder (it has no run.json)", where=str(path), cure=cure)
+        return cls(path)
+
+    @classmethod
+    def open_or_create(cls, path: Path | str, *, dataset_path: Path, fingerprint: str, options: Mapping[str, Any] | None = None) -> Run:
+        """Opens the run of this dataset, or begins one in a new or empty folder.
+
+        Raises:
+            RunError: if the folder holds a run of another dataset, or other files.
+        """
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise RunError("exists and is not a run folder", where=str(path), cure="Choose a new folder for --run.")
+            dataset = {"path": os.path.abspath(dataset_path), "fingerprint": fingerprint, "options": dict(options or {})}
+            write_json(path / "run.json", {"format": FORMAT, "dataset": dataset})
+        run = cls(path)
+        if run.dataset_fingerprint != fingerprint:
+            theirs = f"{run.dataset_path}, {run.dataset_fingerprint[:17]}"
+            what = f"belongs to another dataset ({theirs}), not to {dataset_path} ({fingerprint[:17]})"
+            cure = "Choose another folder for --run; if the dataset itself was changed, its labels no longer fit it."
+            raise RunError(what, where=str(path), cure=cure)
+        return run
+
+    def part(self, kind: str, name: str) -> Path:
+        """Path of a part, e.g. part("labels", "rg_vlm") for labels/rg_vlm.parquet without its ending."""
+        return self.path / kind / name
+
+    @staticmethod
+    def manifest_path(part: Path) -> Path:
+        """Where the manifest of a part lies: in a folder part, or beside a file part (part.parquet -> part.json)."""
+        return part / "manifest.json" if not part.suffix else part.with_suffix(".json")
+
+    def finish(self, part: Path, manifest: Manifest) -> None:
+        """Writes the manifest of a part, which declares it whole."""
+        write_json(self.manifest_path(part), manifest.to_record())
+
+    def manifest(self, part: Path) -> dict[str, Any] | None:
+        """The manifest of a part, or None if the part is not there or not whole."""
+        path = self.manifest_path(part)
+        return read_json(path) if path.is_file() else None
+
+    def require(self, part: Path, inputs: Mapping[str, str]) -> dict[str, Any]:
+        """The manifest of a finished part that was made from `inputs`.
+
+        Raises:
+            RunError: if the part is not there.
+            StaleInput: if it was made from other inputs.
+        """
+        manifest = self.manifest(part)
+        if manifest is None:
+            raise RunError("is not there or not finished", where=str(part))
+        for name, fingerprint in inputs.items():
+            if manifest["inputs"].get(name) != fingerprint:
+                raise StaleInput(f"was made from another {name}", where=str(part), cure="Make it again, or use a new run folder.")
+        return manifest

@@ -1,0 +1,1 @@
+"""Training loops, which know no algorithm."""

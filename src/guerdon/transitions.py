@@ -1,0 +1,434 @@
+"""Recorded behaviour as training data: pictures, actions, rewards and instructions, kept in memory and cut into batches.
+
+The problem: a policy with memory must see whole episodes, some rewards are unknown, and neither fact may leak into the other. A transition
+whose reward is unknown stays where it is (memory needs its picture) and is marked, so that the losses leave it out. `terminal` is true only at
+the true end of a trajectory that ended because its task was carried out; where recording was cut off or a batch cuts an episode, the value of
+the next state is bootstrapped.
+
+`Transitions.build` reads a dataset and reward arrays. `Sampler` draws `Batch`es. `ObservationSpec` says what a policy trained on the data
+expects to see; it is stored with the policy.
+
+Pictures are uint8 RGB (height, width, 3). Rows: a sequence of n transitions is n + 1 rows, one for each observation; the last row has no action.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from guerdon.errors import DatasetError, PolicyError, RewardError
+from guerdon.interfaces import Dataset
+from guerdon.records import EpisodeInfo, canonical_json, digest
+from guerdon.seeding import generator
+
+RewardArrays = Mapping[tuple[int, int], npt.NDArray[np.float32]]
+"""(episode, annotation) -> rewards of its T transitions, NaN where unknown."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words and punctuation marks of any text, in order. Never raises; white space disappears."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Word -> number, fixed when the data is read. Words it does not hold share one number, so that no instruction is refused."""
+
+    words: tuple[str, ...]
+    """Known words; word i has the number i + 3."""
+
+    PADDING = 0
+    UNKNOWN = 1
+    START = 2
+    """First token of every instruction, which makes the empty one a sequence too."""
+
+    @classmethod
+    def of(cls, instructions: Iterable[str]) -> Vocabulary:
+        """The vocabulary of all words in `instructions`, in alphabetical order."""
+        return cls(tuple(sorted({word for text in instructions for word in split_words(text)})))
+
+    def __len__(self) -> int:
+        """Number of tokens, the three special ones included."""
+        return len(self.words) + 3
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words, start=3)}
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, never empty."""
+        return [self.START, *(self._numbers.get(word, self.UNKNOWN) for word in split_words(text))]
+
+    def batch(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (len(texts), longest) int64, padded at the end."""
+        rows = [torch.tensor(self.encode(text), dtype=torch.int64) for text in texts]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.PADDING)
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """What a policy sees and does: stored beside its weights and compared before it acts."""
+
+    views: Mapping[str, tuple[int, int]]
+    """View name -> (height, width) in pixels, in the order in which the network reads them."""
+    action_names: tuple[str, ...]
+    """Name of each action by index; the previous action is part of what the policy sees."""
+    vocabulary: Vocabulary
+
+    def check_frames(self, frames: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raises PolicyError if a view is missing, or if pictures are not uint8 of shape (..., height, width, 3)."""
+        for view, (height, width) in self.views.items():
+            if view not in frames:
+                seen = ", ".join(sorted(frames)) or "none"
+                cure = f"Give it the views it was trained on: {', '.join(self.views)}."
+                raise PolicyError(f"the policy looks through view '{view}', but the views given are: {seen}", cure=cure)
+            picture = frames[view]
+            if picture.dtype != np.uint8 or picture.shape[-3:] != (height, width, 3):
+                expected = f"the policy expects uint8 pictures of shape ({height}, {width}, 3) for view '{view}'"
+                cure = "Render the same view at the size of the training data."
+                raise PolicyError(f"{expected}, got {picture.dtype} {tuple(picture.shape)}", cure=cure)
+
+    def check_actions(self, action_names: Sequence[str]) -> None:
+        """Raises PolicyError if an environment's actions are not those the policy was trained with, in the same order."""
+        if tuple(action_names) != self.action_names:
+            theirs, ours = ", ".join(action_names), ", ".join(self.action_names)
+            raise PolicyError(f"the policy acts with [{ours}], the environment with [{theirs}]", cure="Use the world it was trained in.")
+
+    def to_record(self) -> dict[str, Any]:
+        views = [[name, height, width] for name, (height, width) in self.views.items()]
+        return {"views": views, "actions": list(self.action_names), "words": list(self.vocabulary.words)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> ObservationSpec:
+        """The inverse of `to_record`. Raises KeyError, TypeError or ValueError for anything else."""
+        views = {str(name): (int(height), int(width)) for name, height, width in record["views"]}
+        return cls(views, tuple(map(str, record["actions"])), Vocabulary(tuple(map(str, record["words"]))))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode under one instruction, as places in the flat arrays."""
+
+    episode: int
+    annotation: int
+    first_observation: int
+    """Where the pictures of the episode begin."""
+    first_transition: int
+    """Where the actions and rewards of the trajectory begin."""
+    length: int
+    """T, the number of transitions."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences laid end to end, one row an observation. B sequences, R rows in all, U distinct instructions of at most L tokens."""
+
+    frames: Mapping[str, Tensor]
+    """View -> (R, height, width, 3) uint8."""
+    previous_action: Tensor
+    """(R,) int64: the action that led here; the number of actions, as "none", at the start of an episode."""
+    lengths: Tensor
+    """(B,) int64: rows of each sequence; zero is allowed."""
+    instruction: Tensor
+    """(B,) int64: which row of `tokens` each sequence follows."""
+    tokens: Tensor
+    """(U, L) int64."""
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same rows on another device."""
+        frames = {view: pictures.to(device) for view, pictures in self.frames.items()}
+        return Rows(frames, *(t.to(device) for t in (self.previous_action, self.lengths, self.instruction, self.tokens)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update learns from. Per-row columns belong to `rows`; the last row of a sequence has no transition."""
+
+    rows: Rows
+    prefix: Rows | None
+    """The rows before each sequence back to the start of its episode, to be run without gradient for the memory's sake; None if all begin there."""
+    action: Tensor
+    """(R,) int64; 0 where there is no transition."""
+    reward: Tensor
+    """(R,) float32; 0 where unknown or where there is no transition."""
+    terminal: Tensor
+    """(R,) bool: the task ended with this transition."""
+    acted: Tensor
+    """(R,) bool: the row has a transition."""
+    known: Tensor
+    """(R,) bool: the row has a transition whose reward is known."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        columns = (self.action, self.reward, self.terminal, self.acted, self.known)
+        prefix = None if self.prefix is None else self.prefix.to(device)
+        return Batch(self.rows.to(device), prefix, *(column.to(device) for column in columns))
+
+
+class Transitions:
+    """A dataset with a reward for its transitions, in memory.
+
+    Build with `Transitions.build`. Pictures of an episode are kept once, however many instructions it has.
+    """
+
+    def __init__(
+        self,
+        spec: ObservationSpec,
+        trajectories: Sequence[Trajectory],
+        frames: Mapping[str, npt.NDArray[np.uint8]],
+        action: npt.NDArray[np.int64],
+        reward: npt.NDArray[np.float32],
+        terminal: npt.NDArray[np.bool_],
+        instructions: Sequence[str],
+        fingerprint: str,
+    ) -> None:
+        """Args: frames: view -> (observations, H, W, 3); action, reward (NaN = unknown), terminal: (transitions,); instructions: one per trajectory."""
+        self.spec = spec
+        self.trajectories = tuple(trajectories)
+        self.frames = dict(frames)
+        self.action = action
+        self.known: npt.NDArray[np.bool_] = ~np.isnan(reward)
+        self.reward: npt.NDArray[np.float32] = np.where(self.known, reward, np.float32(0))
+        self.terminal = terminal
+        self.instructions = tuple(instructions)
+        self.fingerprint = fingerprint
+        """Digest of everything that training depends on."""
+
+    def __len__(self) -> int:
+        """Number of transitions, over all trajectories."""
+        return len(self.action)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the transitions whose reward is known, in [0, 1]."""
+        return float(self.known.mean()) if len(self) else 0.0
+
+    @classmethod
+    def build(
+        cls,
+        dataset: Dataset,
+        rewards: RewardArrays | None = None,
+        *,
+        views: Sequence[str] = (),
+        episodes: Iterable[int] | None = None,
+    ) -> Transitions:
+        """Reads a dataset into memory.
+
+        Args:
+            dataset: recorded behaviour with discrete actions.
+            rewards: rewards of each annotated trajectory, NaN where unknown; a trajectory that is absent is unknown throughout. None takes
+                the rewards stored in the dataset itself.
+            views: the cameras to learn from; none names the dataset's first one.
+            episodes: which episodes to read; None reads all.
+
+        Raises:
+            DatasetError: if there is nothing to learn from, actions are not discrete, a view is missing or pictures differ in size.
+            RewardError: if a reward array is infinite or not as long as its episode.
+        """
+        reader = _Reader(dataset, rewards, tuple(views) or dataset.views[:1])
+        for index in range(len(dataset)) if episodes is None else episodes:
+            reader.read(dataset.episode(index))
+        return reader.finish()
+
+
+class _Reader:
+    """Collects episodes into flat arrays."""
+
+    def __init__(self, dataset: Dataset, rewards: RewardArrays | None, views: tuple[str, ...]) -> None:
+        self.dataset, self.rewards, self.views = dataset, rewards, views
+        self.where = str(dataset.path)
+        for view in views:
+            if view not in dataset.views:
+                raise DatasetError(f"has no view '{view}'; there are: {', '.join(dataset.views)}", where=self.where)
+        if not dataset.action_names:
+            cure = "The algorithms of this version choose among named actions."
+            raise DatasetError("its actions are continuous or have no names", where=self.where, cure=cure)
+        self.pictures: dict[str, list[npt.NDArray[np.uint8]]] = {view: [] for view in views}
+        self.trajectories: list[Trajectory] = []
+        self.instructions: list[str] = []
+        self.columns: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
+        self.observations = 0
+        self.transitions = 0
+
+    def read(self, episode: EpisodeInfo) -> None:
+        if not episode.annotations or not episode.length:
+            return
+        self._read_pictures(episode)
+        action = self._actions(episode)
+        terminal = np.zeros(episode.length, dtype=np.bool_)
+        terminal[-1] = episode.terminated
+        for number, annotation in enumerate(episode.annotations):
+            self.columns.append((action, self._reward(episode, number), terminal))
+            self.trajectories.append(Trajectory(episode.index, number, self.observations, self.transitions, episode.length))
+            self.instructions.append(annotation.instruction)
+            self.transitions += episode.length
+        self.observations += episode.length + 1
+
+    def _read_pictures(self, episode: EpisodeInfo) -> None:
+        for view, pictures in self.pictures.items():
+            frames = self.dataset.frames(episode.index, view, 0, episode.length + 1)
+            expected = pictures[0].shape[1:] if pictures else frames.shape[1:]
+            if frames.shape != (episode.length + 1, *expected):
+                what = f"view '{view}' has pictures {frames.shape}, where {(episode.length + 1, *expected)} is expected"
+                raise DatasetError(what, where=f"{self.where}, episode {episode.index}", cure="Train on pictures of one size.")
+            pictures.append(frames)
+
+    def _actions(self, episode: EpisodeInfo) -> npt.NDArray[np.int64]:
+        action = np.asarray(self.dataset.actions(episode.index))
+        count = len(self.dataset.action_names)
+        if action.shape != (episode.length,) or action.dtype.kind not in "iu" or not ((action >= 0) & (action < count)).all():
+            what = f"its actions are not {episode.length} whole numbers from 0 to {count - 1}"
+            raise DatasetError(what, where=f"{self.where}, episode {episode.index}")
+        return action.astype(np.int64)
+
+    def _reward(self, episode: EpisodeInfo, annotation: int) -> npt.NDArray[np.float32]:
+        where = f"episode {episode.index}, annotation {annotation}"
+        if self.rewards is None:
+            reward = np.asarray(self.dataset.rewards(episode.index), dtype=np.float32)
+        else:
+            unknown = np.full(episode.length, np.nan, dtype=np.float32)
+            reward = np.asarray(self.rewards.get((episode.index, annotation), unknown), dtype=np.float32)
+        if reward.shape != (episode.length,):
+            raise RewardError(f"has {reward.shape} rewards for {episode.length} transitions", where=where)
+        if np.isinf(reward).any():
+            raise RewardError("has an infinite reward", where=where)
+        return reward
+
+    def finish(self) -> Transitions:
+        if not self.trajectories:
+            raise DatasetError("holds no episode with an instruction and an action", where=self.where)
+        action, reward, terminal = (np.concatenate(column) for column in zip(*self.columns, strict=True))
+        if self.rewards is not None and np.isnan(reward).all():
+            cure = "Check that the reward column belongs to this dataset."
+            raise RewardError("no transition has a known reward", where=self.where, cure=cure)
+        frames = {view: np.concatenate(pictures) for view, pictures in self.pictures.items()}
+        views = {view: (int(f.shape[1]), int(f.shape[2])) for view, f in frames.items()}
+        spec = ObservationSpec(views, self.dataset.action_names, Vocabulary.of(self.instructions))
+        described = [[t.episode, t.annotation, t.length] for t in self.trajectories]
+        fingerprint = digest(
+            "guerdon transitions 1", self.dataset.fingerprint, canonical_json([spec.to_record(), described, self.instructions]), reward.tobytes()
+        )
+        return Transitions(spec, self.trajectories, frames, action, reward, terminal, self.instructions, fingerprint)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The transitions [start, stop) of a trajectory, counted from the trajectory's beginning."""
+
+    trajectory: int
+    start: int
+    stop: int
+
+
+def cut(transitions: Transitions, context: int) -> list[Chunk]:
+    """All trajectories in pieces of at most `context` transitions, without the pieces that have no known reward."""
+    chunks = [
+        Chunk(number, start, min(start + context, trajectory.length))
+        for number, trajectory in enumerate(transitions.trajectories)
+        for start in range(0, trajectory.length, context)
+    ]
+
+    def has_known(chunk: Chunk) -> bool:
+        first = transitions.trajectories[chunk.trajectory].first_transition
+        return bool(transitions.known[first + chunk.start : first + chunk.stop].any())
+
+    return [chunk for chunk in chunks if has_known(chunk)]
+
+
+def collate(transitions: Transitions, chunks: Sequence[Chunk]) -> Batch:
+    """The batch that holds `chunks` in order, each with what came before it in its episode."""
+    pieces = [(transitions.trajectories[chunk.trajectory], chunk) for chunk in chunks]
+    instruction, tokens = _instructions(transitions, chunks)
+
+    def rows(spans: Sequence[tuple[Trajectory, int, int]]) -> Rows:
+        """Observations [start, stop) of trajectories."""
+        observed = np.concatenate([np.arange(t.first_observation + start, t.first_observation + stop) for t, start, stop in spans])
+        return Rows(
+            frames={view: torch.from_numpy(pictures[observed]) for view, pictures in transitions.frames.items()},
+            previous_action=torch.from_numpy(np.concatenate([_previous_actions(transitions, *span) for span in spans])),
+            lengths=torch.tensor([stop - start for _, start, stop in spans]),
+            instruction=instruction,
+            tokens=tokens,
+        )
+
+    def column(values: npt.NDArray[Any]) -> Tensor:
+        """Values of the chunks' transitions, each chunk followed by a zero for its last observation."""
+        zero = np.zeros(1, dtype=values.dtype)
+        parts = [values[t.first_transition + chunk.start : t.first_transition + chunk.stop] for t, chunk in pieces]
+        return torch.from_numpy(np.concatenate([array for part in parts for array in (part, zero)]))
+
+    return Batch(
+        rows=rows([(t, chunk.start, chunk.stop + 1) for t, chunk in pieces]),
+        prefix=rows([(t, 0, chunk.start) for t, chunk in pieces]) if any(chunk.start for chunk in chunks) else None,
+        action=column(transitions.action),
+        reward=column(transitions.reward),
+        terminal=column(transitions.terminal),
+        acted=column(np.ones(len(transitions), dtype=np.bool_)),
+        known=column(transitions.known),
+    )
+
+
+def _previous_actions(transitions: Transitions, trajectory: Trajectory, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """The action that led to each of the observations [start, stop)."""
+    first = trajectory.first_transition
+    none = np.array([len(transitions.spec.action_names)])
+    return np.concatenate([none, transitions.action[first : first + trajectory.length]])[start:stop]
+
+
+def _instructions(transitions: Transitions, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+    """Which instruction each chunk follows (B,), and the tokens of the distinct ones (U, L)."""
+    texts = [transitions.instructions[chunk.trajectory] for chunk in chunks]
+    distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return torch.tensor([distinct[text] for text in texts]), transitions.spec.vocabulary.batch(list(distinct))
+
+
+class Sampler:
+    """Draws batches: every transition once an epoch, in an order that depends on the seed and the epoch's number alone.
+
+    A batch holds the same number of sequences always; the last one of an epoch is filled up from the next epoch.
+    """
+
+    def __init__(self, transitions: Transitions, *, sequences: int, context: int, seed: int) -> None:
+        """Args: sequences: per batch, >= 1; context: most transitions in a sequence, >= 1."""
+        self._transitions = transitions
+        self._sequences = sequences
+        self._seed = seed
+        self._chunks = cut(transitions, context)
+        self._drawn = 0
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def state(self) -> dict[str, int]:
+        """What `load_state` needs to go on with the same batches."""
+        return {"drawn": self._drawn}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Goes on where the sampler that gave `state` stood."""
+        self._drawn = int(state["drawn"])
+
+    def draw(self) -> Batch:
+        """The next batch."""
+        places = range(self._drawn, self._drawn + self._sequences)
+        self._drawn += self._sequences
+        return collate(self._transitions, [self._at(place) for place in places])
+
+    def _at(self, place: int) -> Chunk:
+        epoch, position = divmod(place, len(self._chunks))
+        return self._chunks[self._order(epoch)[position]]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._permutation = generator(self._seed, "sampler", epoch).permutation(len(self._chunks))
+        return self._permutation

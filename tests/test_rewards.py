@@ -1,0 +1,173 @@
+"""Composing and checking rewards; numbers worked out by hand (discount .97 unless said)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guerdon.errors import RewardError
+from guerdon.labels import LabelSet
+from guerdon.records import Annotation, Label, Span
+from guerdon.rewards.check import check_rewards, loitering_value
+from guerdon.rewards.column import RewardColumn
+from guerdon.rewards.compose import compose, names_in, potential_shaping, reward_statistics
+from tests.memory import MemoryDataset, MemoryEpisode
+
+SCORES = (0, 0, 2, 5, 10, 3, 8, 10)
+DISCOUNTS = 0.97 ** np.arange(8)
+
+
+def label_set(scores: dict[int, tuple[float | None, ...]], **metadata: object) -> LabelSet:
+    labels = [
+        Label(unit="transition", episode=episode, start=step, stop=step + 1, instruction="go", value=value,
+              state="labelled" if value is not None else "failed", cause=None if value is not None else "timeout")
+        for episode, values in scores.items() for step, value in enumerate(values)
+    ]  # fmt: skip
+    return LabelSet(labels, {"method": "rg-vlm", "version": "1", "scale": [0, 10], "rater": "r", "dataset": "s256:memory", **metadata})
+
+
+EIGHT = MemoryDataset([MemoryEpisode(8)])
+LABELS = {"rg_vlm": label_set({0: SCORES})}
+
+
+@pytest.mark.parametrize(
+    ("expression", "rewards", "value"),
+    [
+        ("0.1 * rg_vlm + sparse", (0, 0, 0.02, 0.05, 0.1, 0.03, 0.08, 1.1), 1.134162),
+        ("rg_vlm", (0, 0, 0.2, 0.5, 1, 0.3, 0.8, 1), 3.261790),
+        ("sparse", (0, 0, 0, 0, 0, 0, 0, 1), 0.807983),
+        ("rg_vlm + sparse", (0, 0, 0.2, 0.5, 1, 0.3, 0.8, 2), 4.069773),
+        ("rg_vlm.raw", SCORES, 32.61790),
+        ("-(1 - 2) / 4", (0.25,) * 8, 0.25 * (1 - 0.97**8) / 0.03),
+    ],
+)
+def test_expressions(expression: str, rewards: tuple[float, ...], value: float) -> None:
+    column = compose(LABELS, EIGHT, expression)
+    np.testing.assert_allclose(column.values[0, 0], rewards, rtol=1e-6, atol=1e-7)
+    assert column.values[0, 0].dtype == np.float32
+    np.testing.assert_allclose((column.values[0, 0] * DISCOUNTS).sum(), value, atol=1e-5)
+
+
+def test_potential_shaping_telescopes() -> None:
+    phi = (0, 0.1, 0.1, 0.3, 0.6, 0.6, 0.8, 0.9, 1)
+    shaped = potential_shaping(phi, 0.97)
+    np.testing.assert_allclose((shaped * DISCOUNTS).sum(), 0.783743, atol=1e-6)
+    np.testing.assert_allclose(shaped[:3], [0.097, -0.003, 0.191], atol=1e-12)
+
+
+def test_potential_of_scores_by_hand() -> None:
+    dataset = MemoryDataset([MemoryEpisode(2)])
+    column = compose({"rg_vlm": label_set({0: (4, 10)})}, dataset, "potential(rg_vlm)", gamma=0.5)
+    np.testing.assert_allclose(column.values[0, 0], [0.5 * 0.2 - 0, 0.5 * 0.7 - 0.2], atol=1e-7)
+
+
+def test_sparse_pays_only_success() -> None:
+    column = compose({}, MemoryDataset([MemoryEpisode(2), MemoryEpisode(2, terminated=False)]), "sparse")
+    np.testing.assert_array_equal(column.values[0, 0], [0, 1])
+    np.testing.assert_array_equal(column.values[1, 0], [0, 0])
+
+
+def test_unknown_stays_unknown() -> None:
+    column = compose({"rg_vlm": label_set({0: (1, None)})}, MemoryDataset([MemoryEpisode(2), MemoryEpisode(3)]), "0.1 * rg_vlm + sparse")
+    np.testing.assert_array_equal(np.isnan(column.values[0, 0]), [False, True])
+    assert np.isnan(column.values[1, 0]).all()
+    assert column.coverage == pytest.approx(1 / 5)
+
+
+def test_shuffled_keeps_the_values_and_their_places_of_ignorance() -> None:
+    labels = {"rg_vlm": label_set({0: (1, None, 3, 4, 5, 6, 7, 8)})}
+    shuffled = compose(labels, EIGHT, "shuffled(rg_vlm)").values[0, 0]
+    again = compose(labels, EIGHT, "shuffled(rg_vlm)").values[0, 0]
+    np.testing.assert_array_equal(shuffled, again)
+    assert np.isnan(shuffled[1])
+    np.testing.assert_allclose(np.sort(shuffled[~np.isnan(shuffled)]), np.array([1, 3, 4, 5, 6, 7, 8]) / 10, atol=1e-7)
+    assert not np.array_equal(shuffled, compose(labels, EIGHT, "rg_vlm").values[0, 0], equal_nan=True)
+
+
+def test_original_and_oracle_come_from_the_dataset() -> None:
+    dataset = MemoryDataset([MemoryEpisode(4, rewards=(0, 0, 0.5, 1), contribution=(1, 0, -1, np.nan))])
+    np.testing.assert_array_equal(compose({}, dataset, "original").values[0, 0], np.array([0, 0, 0.5, 1], np.float32))
+    np.testing.assert_array_equal(compose({}, dataset, "oracle").values[0, 0], np.array([1, 0, 0, np.nan], np.float32))
+    with pytest.raises(RewardError, match="no ground truth"):
+        compose({}, EIGHT, "oracle")
+
+
+def test_every_annotation_has_its_own_rewards() -> None:
+    dataset = MemoryDataset([MemoryEpisode(1, annotations=(Annotation("a"), Annotation("b")))])
+    assert sorted(compose({}, dataset, "sparse").values) == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "rg_vlm +", "__import__('os')", "rg_vlm.scale", "rg_vlm ** 2", "'text'", "True", "potential(rg_vlm, 3)", "open(rg_vlm)",
+     "[1]", "rg-vlm", "sparse if 1 else 2", "lambda: 1", "(" * 300],
+)  # fmt: skip
+def test_bad_expressions_are_refused(expression: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        compose(LABELS, EIGHT, expression)
+    assert f"expression '{expression}'" in str(caught.value)
+
+
+@given(st.text(alphabet="rg_vlmspa 0123.+-*/()", max_size=30))
+def test_an_expression_gives_rewards_or_a_clear_error(expression: str) -> None:
+    try:
+        column = compose(LABELS, EIGHT, expression)
+    except RewardError:
+        return
+    assert column.values[0, 0].shape == (8,)
+
+
+def test_names_and_mismatches_are_refused() -> None:
+    assert names_in("0.1 * rg_vlm + potential(clip) + sparse") == {"rg_vlm", "clip"}
+    with pytest.raises(RewardError, match="no label set 'clip'; there are: oracle, original, potential"):
+        compose(LABELS, EIGHT, "clip")
+    with pytest.raises(RewardError, match="divides by zero"):
+        compose(LABELS, EIGHT, "1 / rg_vlm")
+    with pytest.raises(RewardError, match="made from another dataset"):
+        compose({"rg_vlm": label_set({0: SCORES}, dataset="s256:other")}, EIGHT, "rg_vlm")
+
+
+def test_columns_round_trip(tmp_path: Path) -> None:
+    dataset = MemoryDataset([MemoryEpisode(3, annotations=(Annotation("a"), Annotation("b"))), MemoryEpisode(1)])
+    column = compose({"rg_vlm": label_set({0: (1, None, 3)})}, dataset, "rg_vlm")
+    column.write(tmp_path / "r.parquet")
+    read = RewardColumn.read(tmp_path / "r.parquet")
+    assert read.fingerprint == column.fingerprint
+    assert sorted(read.values) == sorted(column.values)
+    for key, array in column.values.items():
+        np.testing.assert_array_equal(read.values[key], array)
+    assert reward_statistics(read) == {
+        "coverage": pytest.approx(2 / 7), "mean": pytest.approx(0.2), "std": pytest.approx(0.1), "min": pytest.approx(0.1),
+        "max": pytest.approx(0.3),
+    }  # fmt: skip
+
+
+def found(column: RewardColumn, dataset: MemoryDataset) -> set[str]:
+    return {finding.name for finding in check_rewards(column, dataset)}
+
+
+def values(*rows: tuple[float, ...]) -> RewardColumn:
+    return RewardColumn({(i, 0): np.asarray(row, np.float32) for i, row in enumerate(rows)}, {})
+
+
+def test_loitering_arithmetic() -> None:
+    assert loitering_value(0.3, 0.97) == pytest.approx(10.0)
+
+
+def test_checks_find_what_they_are_for() -> None:
+    three = MemoryDataset([MemoryEpisode(2), MemoryEpisode(3), MemoryEpisode(4)])
+    assert "constant reward" in found(values((0, 0), (0, 0, 0), (0, 0, 0, 0)), three)
+    assert "loitering" in found(values((0.3, 1), (0.3, 0.3, 1), (0.3, 0.3, 0.3, 1)), three)
+    assert "return grows with length" in found(values((0.3, 1), (0.3, 0.3, 1), (0.3, 0.3, 0.3, 1)), three)
+    assert found(values((0, 1), (0, 0, 1), (0, 0, 0, 1)), three) == set()
+    assert "unknown rewards" in found(values((0, 1), (0, np.nan, 1), (0, 0, 0, 1)), three)
+    assert "no rewards" in found(values((np.nan, np.nan)), MemoryDataset([MemoryEpisode(2)]))
+
+
+def test_a_shifted_reward_is_noticed() -> None:
+    spans = (Annotation("x", (Span(0, 2, "a"), Span(2, 4, "b"))),)
+    dataset = MemoryDataset([MemoryEpisode(4, annotations=spans) for _ in range(3)])
+    assert "one step late" not in found(values(*[(0, 1, 0, 1)] * 3), dataset)
+    assert "one step late" in found(values(*[(0, 0, 1, 0)] * 3), dataset)
