@@ -12,7 +12,7 @@ from guerdon.labels import LabelSet
 from guerdon.records import Annotation, Label, Span
 from guerdon.rewards.check import check_rewards, loitering_value
 from guerdon.rewards.column import RewardColumn
-from guerdon.rewards.compose import compose, names_in, potential_shaping, reward_statistics
+from guerdon.rewards.compose import compose, controls, names_in, potential_shaping, reward_statistics
 from tests.memory import MemoryDataset, MemoryEpisode
 
 SCORES = (0, 0, 2, 5, 10, 3, 8, 10)
@@ -86,6 +86,22 @@ def test_shuffled_keeps_the_values_and_their_places_of_ignorance() -> None:
     assert not np.array_equal(shuffled, compose(labels, EIGHT, "rg_vlm").values[0, 0], equal_nan=True)
 
 
+def test_constant_praises_whatever_is_labelled() -> None:
+    labels = {"rg_vlm": label_set({0: (1, None, 3, 4, 5, 6, 7, 8)})}
+    expected = np.array([1, np.nan, 1, 1, 1, 1, 1, 1], np.float32)
+    np.testing.assert_array_equal(compose(labels, EIGHT, "constant(rg_vlm)").values[0, 0], expected)
+    np.testing.assert_array_equal(compose(labels, EIGHT, "constant(rg_vlm.raw)").values[0, 0], 10 * expected)
+    with pytest.raises(RewardError, match="takes the name of a label set, not 'sparse'"):
+        compose(labels, EIGHT, "constant(sparse)")
+
+
+def test_controls_replace_labels_and_nothing_else() -> None:
+    assert controls("0.1 * rg_vlm + potential(rg_vlm.raw) + sparse")["shuffled"] == (
+        "0.1 * shuffled(rg_vlm) + potential(shuffled(rg_vlm.raw)) + sparse"
+    )
+    assert controls("sparse + oracle") == {}
+
+
 def test_original_and_oracle_come_from_the_dataset() -> None:
     dataset = MemoryDataset([MemoryEpisode(4, rewards=(0, 0, 0.5, 1), contribution=(1, 0, -1, np.nan))])
     np.testing.assert_array_equal(compose({}, dataset, "original").values[0, 0], np.array([0, 0, 0.5, 1], np.float32))
@@ -121,7 +137,7 @@ def test_an_expression_gives_rewards_or_a_clear_error(expression: str) -> None:
 
 def test_names_and_mismatches_are_refused() -> None:
     assert names_in("0.1 * rg_vlm + potential(clip) + sparse") == {"rg_vlm", "clip"}
-    with pytest.raises(RewardError, match="no label set 'clip'; there are: oracle, original, potential"):
+    with pytest.raises(RewardError, match="no label set 'clip'; there are: constant"):
         compose(LABELS, EIGHT, "clip")
     with pytest.raises(RewardError, match="divides by zero"):
         compose(LABELS, EIGHT, "1 / rg_vlm")

@@ -1,1 +1,60 @@
-"""Rewards for recorded behaviour from vision-language models."""
+"""Rewards for recorded behaviour from vision-language models.
+
+The names here are the commands of the same names, as functions; they take the commands' settings by name:
+
+    import guerdon
+
+    guerdon.label(dataset="data", run="runs/a", vlm=("google:gemini-2.5-flash",))
+    guerdon.reward(run="runs/a", compose="0.1 * rg_vlm + sparse", name="both")
+    guerdon.train(run="runs/a", rewards=("both",))
+    policy = guerdon.load_policy("runs/a/policies/both/seed-0")
+
+Everything is imported when it is first used: `import guerdon` costs nothing, and labelling needs neither torch nor a simulator.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from guerdon.datasets import open_dataset
+    from guerdon.datasets.check import check
+    from guerdon.errors import GuerdonError
+    from guerdon.recipes.commands import collect_babyai, export, report
+    from guerdon.recipes.demo import demo
+    from guerdon.recipes.evaluate import evaluate
+    from guerdon.recipes.label import label
+    from guerdon.recipes.reward import reward
+    from guerdon.recipes.train import train
+    from guerdon.training.policy import load_policy
+
+_HOME = {
+    "GuerdonError": "guerdon.errors",
+    "check": "guerdon.datasets.check",
+    "collect_babyai": "guerdon.recipes.commands",
+    "demo": "guerdon.recipes.demo",
+    "evaluate": "guerdon.recipes.evaluate",
+    "export": "guerdon.recipes.commands",
+    "label": "guerdon.recipes.label",
+    "load_policy": "guerdon.training.policy",
+    "open_dataset": "guerdon.datasets",
+    "report": "guerdon.recipes.commands",
+    "reward": "guerdon.recipes.reward",
+    "train": "guerdon.recipes.train",
+}
+
+__all__ = [
+    "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "report", "reward",
+    "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'guerdon' has no attribute '{name}'; there are: {', '.join(sorted(_HOME))}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

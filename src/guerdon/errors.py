@@ -24,6 +24,7 @@ Each carries what happened, where, and what to do next; the command line prints 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class GuerdonError(Exception):
@@ -42,6 +43,16 @@ class GuerdonError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}. {self.cure}" if self.cure else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whatever their constructors take."""
+        return _restore, (type(self), self.what, self.where, self.cure)
+
+
+def _restore(kind: type[GuerdonError], what: str, where: str, cure: str) -> GuerdonError:
+    error = kind.__new__(kind)
+    GuerdonError.__init__(error, what, where=where, cure=cure)
+    return error
 
 
 class UsageError(GuerdonError):

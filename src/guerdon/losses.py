@@ -1,10 +1,10 @@
 """The arithmetic of offline learning: pure functions from tensors to tensors.
 
-The problem: every loss of a language-conditioned policy is a mean over transitions of which some must not count (their reward is unknown, or
-they only pad a batch). Each function here gives one number per transition; `masked_mean` is the one place where they become a loss.
+The problem: every loss of a language-conditioned policy is a mean over transitions of which some must not count (their reward is unknown,
+or they only pad a batch). Each function here gives one number per transition; `masked_mean` is the one place where they become a loss.
 
-Nothing is read or written. Rewards and values are in units of reward; `mask` and `terminal` are boolean. Shapes: N transitions, A actions.
-Equations (1) to (3) are those of "Offline Reinforcement Learning with Implicit Q-Learning" (Kostrikov, Nair, Levine, ICLR 2022).
+Nothing is read or written. Rewards and values are in units of reward; `mask` and `terminal` are boolean. Shapes: N transitions, A
+actions. Equations (1) to (3) are those of "Offline Reinforcement Learning with Implicit Q-Learning" (Kostrikov, Nair, Levine, ICLR 2022).
 """
 
 from __future__ import annotations

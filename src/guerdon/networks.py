@@ -1,17 +1,19 @@
 """The network of a policy that sees pictures, reads an instruction and remembers the whole episode.
 
-The problem: from a few hundred recorded episodes and a minute or two on one processor core, learn what to do next when the instruction has
-several parts and the picture does not say which of them are done. So the network keeps two questions apart. A memory over the episode
-attends to the words of the part that is due now; the pictures are then looked at with those words in mind:
+The problem: from a few hundred recorded episodes and a minute or two on one processor core, learn what to do next when the instruction
+has several parts and the picture does not say which of them are done. So the network asks two questions, one after the other. A memory
+over the episode attends to the words that are due now; then the picture is looked at once more with those words in mind:
 
-    picture -> tiles -> convolutions conditioned on the whole instruction -> memory (with the previous action) -> attention over the words
-    -> convolution conditioned on the attended words -> what matters where -> features for the heads
+    picture -> tiles -> convolutions that know the instruction -> memory (with the previous action) -> attention over the words
+            -> convolutions that know the words due now -> layout of the picture -> features for the heads
 
-All pictures of a batch go through the convolutions at once; only the memory runs along time. Everything is normalised per tile or per row, so
-an output never depends on what else is in the batch. Rows are laid out as in `guerdon.transitions.Rows`, which this module reads through the
-protocol `Sequences`. Nothing is written.
+All pictures of a batch go through the convolutions at once; only the memory runs along time. Everything is normalised tile by tile or row
+by row, so an output never depends on what else is in the batch. Instructions are read once per distinct text.
 
-Conditioning by scaling and shifting channels: "FiLM: Visual Reasoning with a General Conditioning Layer" (Perez et al., AAAI 2018).
+Rows are laid out as in `guerdon.transitions.Rows`, which this module knows as the protocol `Sequences`. In shapes: R rows, B sequences, U
+distinct instructions of at most L tokens, T rows of the longest sequence. Nothing is read from disk or written.
+
+A picture is conditioned on words as in "FiLM: Visual Reasoning with a General Conditioning Layer" (Perez et al., AAAI 2018).
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guerdon.seeding import stream_seed
+
 
 class Sequences(Protocol):
-    """Sequences of observations laid end to end: R rows, B sequences, U distinct instructions of at most L tokens."""
+    """Sequences of observations laid end to end, one row an observation."""
 
     @property
     def frames(self) -> Mapping[str, Tensor]:
@@ -36,11 +40,11 @@ class Sequences(Protocol):
 
     @property
     def previous_action(self) -> Tensor:
-        """(R,) int64, the number of actions standing for "none"."""
+        """(R,) int64; the number of actions stands for "none"."""
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) int64, rows of each sequence."""
+        """(B,) int64, rows of each sequence; zero is allowed."""
 
     @property
     def instruction(self) -> Tensor:
@@ -48,48 +52,69 @@ class Sequences(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """(U, L) int64, 0 for padding."""
+        """(U, L) int64, 0 for padding, at least one token in each row."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Size of the network."""
-
-    tile: int = 8
-    """Side of the square patches, in pixels, that a picture is cut into; the tile size of a grid world."""
-    channels: int = 32
-    """Channels of the convolutions."""
-    blocks: int = 2
-    """Residual 3x3 convolutions before the memory."""
-    late_blocks: int = 1
-    """Residual 3x3 convolutions after the memory, conditioned on the words that are due."""
-    width: int = 128
-    """Width of the memory, of the word features and of the features given to the heads."""
-    pool: str = "flat"
-    """x"""
-    film: bool = True
-    """x"""
+@contextmanager
+def seeded(seed: int, *names: str) -> Iterator[None]:
+    """Weights made inside are those of `seed`; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights", *names))
+        yield
 
 
-class Language(nn.Module):
-    """Tokens -> features of each token in its context, and of the instruction as a whole."""
+def head(width: int, outputs: int) -> nn.Sequential:
+    """Features (R, width) -> (R, outputs)."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+@dataclass(frozen=True)
+class Words:
+    """Instructions as the network reads them."""
+
+    features: Tensor
+    """(U, L, width): each token in its context."""
+    summary: Tensor
+    """(U, width): the mean over tokens."""
+    padding: Tensor
+    """(U, L) bool."""
+
+
+class Reader(nn.Module):
+    """Tokens -> `Words`, by a recurrent network in both directions."""
 
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(words, width // 2, padding_idx=0)
-        self.reader = nn.GRU(width // 2, width // 2, batch_first=True, bidirectional=True)
+        self.recurrent = nn.GRU(width // 2, width // 2, batch_first=True, bidirectional=True)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, L) int64 -> features (U, L, width), their mean (U, width), and which are padding (U, L)."""
+    def forward(self, tokens: Tensor) -> Words:
         padding = tokens == 0
         lengths = (~padding).sum(1)
         packed = nn.utils.rnn.pack_padded_sequence(self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        features, _ = nn.utils.rnn.pad_packed_sequence(self.reader(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        return features, features.sum(1) / lengths[:, None], padding
+        features, _ = nn.utils.rnn.pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        return Words(features, features.sum(1) / lengths[:, None], padding)
 
 
-class ConditionedBlock(nn.Module):
-    """Residual 3x3 convolution whose channels are scaled and shifted by a condition (FiLM). Pictures are (R, h, w, channels)."""
+class Tiles(nn.Module):
+    """Pictures (R, height, width, 3) uint8 -> features of their tiles (R, rows, columns, channels). Edges are padded with black."""
+
+    def __init__(self, height: int, width: int, tile: int, channels: int) -> None:
+        super().__init__()
+        self.tile, self.rows, self.columns = tile, math.ceil(height / tile), math.ceil(width / tile)
+        self.edge = (0, 0, 0, self.columns * tile - width, 0, self.rows * tile - height)
+        self.embedding = nn.Linear(3 * tile * tile, channels)
+        self.position = nn.Parameter(torch.randn(self.rows, self.columns, channels) * 0.1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        whole = F.pad(frames, self.edge) if any(self.edge) else frames
+        cut = whole.view(-1, self.rows, self.tile, self.columns, self.tile, 3).transpose(2, 3)
+        pixels = cut.reshape(-1, self.rows, self.columns, 3 * self.tile * self.tile).float()
+        return F.relu(self.embedding(pixels / 127.5 - 1.0) + self.position)
+
+
+class ConditionedConvolution(nn.Module):
+    """Residual 3x3 convolution whose channels a condition (R, condition) scales and shifts. Tiles: (R, rows, columns, channels)."""
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
@@ -97,90 +122,206 @@ class ConditionedBlock(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.film = nn.Linear(condition, 2 * channels)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, tiles: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.film(condition)[:, None, None, :].chunk(2, -1)
-        y = self.norm(self.convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return x + F.relu(torch.addcmul(shift, y, 1 + scale))
+        neighbours = self.convolution(tiles.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return tiles + F.relu(torch.addcmul(shift, self.norm(neighbours), 1 + scale))
 
 
-class Tiles(nn.Module):
-    def __init__(self, size: tuple[int, int], tile: int, channels: int) -> None:
+class Layout(nn.Module):
+    """What is where: a few numbers for each tile, all tiles side by side. (R, rows, columns, channels) -> (R, width)."""
+
+    def __init__(self, tiles: Tiles, channels: int, numbers: int, width: int) -> None:
         super().__init__()
-        self.height, self.width = math.ceil(size[0] / tile), math.ceil(size[1] / tile)
-        self.padding = (0, 0, 0, self.width * tile - size[1], 0, self.height * tile - size[0])
-        self.tile = tile
-        self.embedding = nn.Linear(3 * tile * tile, channels)
-        self.position = nn.Parameter(torch.randn(self.height, self.width, channels) * 0.1)
+        self.narrow = nn.Linear(channels, numbers)
+        self.widen = nn.Linear(numbers * tiles.rows * tiles.columns, width)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        x = F.pad(frames, self.padding) if any(self.padding) else frames
-        x = x.view(len(x), self.height, self.tile, self.width, self.tile, 3).transpose(2, 3).reshape(len(x), self.height, self.width, -1)
-        return F.relu(self.embedding(x.float() / 127.5 - 1.0) + self.position)
+    def forward(self, tiles: Tensor) -> Tensor:
+        narrow: Tensor = self.narrow(tiles)
+        wide: Tensor = self.widen(narrow.flatten(1))
+        return wide
 
 
-class Pool(nn.Module):
-    """What is in a picture and where: mean and maximum over the tiles, and a narrow map of all tiles."""
+class View(nn.Module):
+    """The pictures of one camera, looked at twice: before and after it is known which words are due."""
 
-    def __init__(self, height: int, width: int, channels: int, outputs: int, kind: str, cond: int) -> None:
+    def __init__(self, size: tuple[int, int], config: PolicyNetwork.Config) -> None:
         super().__init__()
-        self.kind = kind
-        n = 0
-        if "mm" in kind: n += 2 * channels
-        if "flat" in kind:
-            self.narrow = nn.Linear(channels, 8); n += 8 * height * width
-        if "att" in kind:
-            self.heads = 4
-            self.q = nn.Linear(cond, self.heads * channels); self.pos = nn.Parameter(torch.randn(height * width, channels) * 0.1); n += self.heads * channels
-        self.out = nn.Linear(n, outputs)
+        channels, width = config.channels, config.width
+        self.tiles = Tiles(*size, config.tile, channels)
+        self.early = nn.ModuleList(ConditionedConvolution(channels, width) for _ in range(config.early_convolutions))
+        self.late = nn.ModuleList(ConditionedConvolution(channels, 2 * width) for _ in range(config.late_convolutions))
+        self.early_layout = Layout(self.tiles, channels, config.layout_numbers, width)
+        self.late_layout = Layout(self.tiles, channels, config.layout_numbers, width)
 
-    def forward(self, x: Tensor, cond) -> Tensor:
-        o = []
-        if "mm" in self.kind: o += [x.amax((1, 2)), x.mean((1, 2))]
-        if "flat" in self.kind: o.append(self.narrow(x).flatten(1))
-        if "att" in self.kind:
-            t = x.flatten(1, 2)
-            q = self.q(cond).view(len(x), self.heads, -1)
-            w = (q @ t.transpose(1, 2) / t.shape[-1] ** .5).softmax(-1)
-            o.append((w @ (t + self.pos)).flatten(1))
-        return self.out(torch.cat(o, 1))
+    def first_look(self, frames: Tensor, instruction: Tensor) -> tuple[Tensor, Tensor]:
+        """-> tiles to look at again, and their layout (R, width)."""
+        tiles = self.tiles(frames)
+        for convolution in self.early:
+            tiles = convolution(tiles, instruction)
+        return tiles, self.early_layout(tiles)
+
+    def second_look(self, tiles: Tensor, due: Tensor) -> Tensor:
+        """-> layout (R, width)."""
+        for convolution in self.late:
+            tiles = convolution(tiles, due)
+        layout: Tensor = self.late_layout(tiles)
+        return layout
 
 
 class Trunk(nn.Module):
-    """Observations so far and an instruction -> features (R, width) of the present situation."""
+    """What was seen so far and an instruction -> features (R, width) of the present situation."""
+
+    def __init__(self, pictures: Mapping[str, tuple[int, int]], *, words: int, actions: int, config: PolicyNetwork.Config) -> None:
+        super().__init__()
+        width = config.width
+        self.names = tuple(pictures)
+        self.reader = Reader(words, width)
+        self.views = nn.ModuleList(View(size, config) for size in pictures.values())
+        self.previous_action = nn.Embedding(actions + 1, width)
+        self.norm = nn.LayerNorm(width)
+        self.memory = nn.GRU(width, width, batch_first=True)
+        self.query = nn.Linear(width, width)
+        self.situation = nn.Sequential(nn.Linear(3 * width, width), nn.LayerNorm(width), nn.ReLU())
+
+    def read(self, tokens: Tensor) -> Words:
+        """Reads instructions (U, L); give the result to `forward` to act on the same ones again and again."""
+        words: Words = self.reader(tokens)
+        return words
+
+    @torch.no_grad()
+    def remember(self, prefix: Sequences | None) -> Tensor | None:
+        """The memory (B, width) that the rows of `prefix` leave behind, without gradient; None if there are none."""
+        return None if prefix is None else self(prefix)[1]
+
+    def forward(self, rows: Sequences, memory: Tensor | None = None, words: Words | None = None) -> tuple[Tensor, Tensor]:
+        """-> features (R, width) of each row, and the memory (B, width) after each sequence.
+
+        Args:
+            rows: what is seen.
+            memory: (B, width) what earlier rows left behind; None at the start of the episodes.
+            words: the instructions, if they have been read already.
+        """
+        words = words or self.read(rows.tokens)
+        place = _Places(rows.lengths)
+        instruction = words.summary[rows.instruction][place.sequence]
+        looks = [view.first_look(rows.frames[name], instruction) for name, view in self._views()]
+        seen = F.relu(self.norm(torch.stack([layout for _, layout in looks]).sum(0) + self.previous_action(rows.previous_action)))
+        states, memory = self._remembered(place.pad(seen), rows.lengths, memory)
+        due = torch.cat([place.rows(states), place.rows(self._attended(states, words, rows.instruction))], 1)
+        layouts = [view.second_look(tiles, due) for (_, view), (tiles, _) in zip(self._views(), looks, strict=True)]
+        return self.situation(torch.cat([torch.stack(layouts).sum(0), due], 1)), memory
+
+    def _views(self) -> Iterator[tuple[str, Any]]:
+        return zip(self.names, self.views, strict=True)
+
+    def _remembered(self, seen: Tensor, lengths: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> memory at each step (B, T, width) and after the last one (B, width)."""
+        before = seen.new_zeros(len(seen), seen.shape[2]) if memory is None else memory
+        states, _ = self.memory(seen, before[None])
+        return states, torch.cat([before[:, None], states], 1)[torch.arange(len(seen), device=seen.device), lengths]
+
+    def _attended(self, states: Tensor, words: Words, instruction: Tensor) -> Tensor:
+        """What of the instruction is due at each step: (B, T, width)."""
+        features = words.features[instruction]
+        score = self.query(states) @ features.transpose(1, 2) / math.sqrt(features.shape[2])
+        return score.masked_fill(words.padding[instruction][:, None, :], -math.inf).softmax(-1) @ features
+
+
+class _Places:
+    """Where each row lies in a padded array (B, T, ...)."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.shape = (len(lengths), int(lengths.max()))
+        self.sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        self.step = torch.arange(len(self.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[self.sequence]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(R, n) -> (B, T, n), zero where there is no row."""
+        return rows.new_zeros(*self.shape, rows.shape[1]).index_put((self.sequence, self.step), rows)
+
+    def rows(self, padded: Tensor) -> Tensor:
+        """(B, T, n) -> (R, n)."""
+        return padded[self.sequence, self.step]
+
+
+class PolicyNetwork(nn.Module):
+    """All that is needed to act: a trunk, and a head that gives the logits of the actions."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Size of the network."""
+
+        tile: int = 8
+        """Side, in pixels, of the squares that a picture is cut into; best the tile size of the grid world."""
+        channels: int = 32
+        """Numbers that describe a tile and its surroundings."""
+        early_convolutions: int = 2
+        """3x3 convolutions before the memory."""
+        late_convolutions: int = 1
+        """3x3 convolutions after it, which know the words that are due."""
+        layout_numbers: int = 8
+        """Numbers that are kept of each tile, together with its place."""
+        width: int = 128
+        """Width of word features, memory and heads; even."""
 
     def __init__(self, pictures: Mapping[str, tuple[int, int]], *, words: int, actions: int, config: Config) -> None:
+        """Args: pictures: view -> (height, width) in pixels; words: size of the vocabulary; actions: number of actions."""
         super().__init__()
-        c, w = config.channels, config.width
-        (self.view, size), = pictures.items()
-        self.language = Language(words, w)
-        self.tiles = Tiles(size, config.tile, c)
-        self.blocks = nn.ModuleList(ConditionedBlock(c, w) for _ in range(config.blocks))
-        self.early = Pool(self.tiles.height, self.tiles.width, c, w, config.pool, w)
-        self.previous = nn.Embedding(actions + 1, w)
-        self.norm = nn.LayerNorm(w)
-        self.memory = nn.GRU(w, w, batch_first=True)
-        self.query = nn.Linear(w, w)
-        self.late_blocks = nn.ModuleList(ConditionedBlock(c, 2 * w) for _ in range(config.late_blocks))
-        self.late = Pool(self.tiles.height, self.tiles.width, c, w, config.pool, 2 * w)
-        self.out = nn.Sequential(nn.Linear(3 * w, w), nn.LayerNorm(w), nn.ReLU())
+        self.config = config
+        self.trunk = Trunk(pictures, words=words, actions=actions, config=config)
+        self.head = head(config.width, actions)
 
-    def forward(self, s: Sequences, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        words, summary, padding = self.language(s.tokens)
-        seq = torch.repeat_interleave(torch.arange(len(s.lengths)), s.lengths)
-        col = torch.arange(len(seq)) - (s.lengths.cumsum(0) - s.lengths)[seq]
-        cond = summary[s.instruction][seq]
-        x = self.tiles(s.frames[self.view])
-        for b in self.blocks:
-            x = b(x, cond)
-        m = F.relu(self.norm(self.early(x, cond) + self.previous(s.previous_action)))
-        padded = m.new_zeros(len(s.lengths), int(s.lengths.max()), m.shape[1])
-        padded[seq, col] = m
-        h, last = self.memory(padded, hidden)
-        score = self.query(h) @ words[s.instruction].transpose(1, 2) / m.shape[1] ** 0.5
-        att = score.masked_fill(padding[s.instruction][:, None, :], -torch.inf).softmax(-1)
-        clause = (att @ words[s.instruction])[seq, col]
-        h = h[seq, col]
-        cond = torch.cat([clause, h], 1)
-        for b in self.late_blocks:
-            x = b(x, cond)
-        return self.out(torch.cat([self.late(x, cond), h, clause], 1)), last
+
+class Optimiser:
+    """AdamW with a clipped gradient and a learning rate that rises briefly and then falls to zero along a cosine.
+
+    "Decoupled Weight Decay Regularization" (Loshchilov, Hutter, ICLR 2019).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """How weights are fitted."""
+
+        learning_rate: float = 1e-3
+        """Highest learning rate."""
+        warm_up: int = 50
+        """Updates over which the learning rate rises to it."""
+        weight_decay: float = 0.01
+        """Pull of the weights towards zero."""
+        gradient_norm: float = 1.0
+        """Longest gradient; longer ones are shortened to it."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], config: Config, *, updates: int) -> None:
+        """Args: parameters: what is fitted; updates: after how many the learning rate reaches zero."""
+        self.config, self.updates, self.made = config, updates, 0
+        self._parameters = list(parameters)
+        self._adam = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        rise = min(1.0, (self.made + 1) / self.config.warm_up)
+        fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.made / self.updates)))
+        return self.config.learning_rate * rise * fall
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Moves the weights down the gradient of `loss`. Returns the gradient's norm before clipping, not synchronised with the host."""
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_norm)
+        for group in self._adam.param_groups:
+            group["lr"] = self.learning_rate()
+        self._adam.step()
+        self.made += 1
+        return norm.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Nested mappings of tensors: moments of each parameter, and the updates made."""
+        moments = {str(index): dict(state) for index, state in self._adam.state_dict()["state"].items()}
+        return {"moments": moments, "made": torch.tensor(self.made)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the optimiser that gave `state` stood."""
+        moments = {int(index): dict(moment) for index, moment in state.get("moments", {}).items()}
+        self._adam.load_state_dict({"state": moments, "param_groups": self._adam.state_dict()["param_groups"]})
+        self.made = int(state["made"])

@@ -1,14 +1,15 @@
 """Recorded behaviour as training data: pictures, actions, rewards and instructions, kept in memory and cut into batches.
 
-The problem: a policy with memory must see whole episodes, some rewards are unknown, and neither fact may leak into the other. A transition
-whose reward is unknown stays where it is (memory needs its picture) and is marked, so that the losses leave it out. `terminal` is true only at
-the true end of a trajectory that ended because its task was carried out; where recording was cut off or a batch cuts an episode, the value of
-the next state is bootstrapped.
+The problem: a policy with memory must see whole episodes, some rewards are unknown, and neither fact may leak into the other. A
+transition whose reward is unknown stays where it is (memory needs its picture) and is marked, so that the losses leave it out. `terminal`
+is true only at the true end of a trajectory that ended because its task was carried out; where recording was cut off or a batch cuts an
+episode, the value of the next state is bootstrapped.
 
 `Transitions.build` reads a dataset and reward arrays. `Sampler` draws `Batch`es. `ObservationSpec` says what a policy trained on the data
 expects to see; it is stored with the policy.
 
-Pictures are uint8 RGB (height, width, 3). Rows: a sequence of n transitions is n + 1 rows, one for each observation; the last row has no action.
+Pictures are uint8 RGB (height, width, 3). Rows: a sequence of n transitions is n + 1 rows, one for each observation; the last row has no
+action.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Batch:
 
     rows: Rows
     prefix: Rows | None
-    """The rows before each sequence back to the start of its episode, to be run without gradient for the memory's sake; None if all begin there."""
+    """The rows before each sequence back to the start of its episode, for the memory's sake; None if all begin there."""
     action: Tensor
     """(R,) int64; 0 where there is no transition."""
     reward: Tensor
@@ -193,7 +194,7 @@ class Transitions:
         instructions: Sequence[str],
         fingerprint: str,
     ) -> None:
-        """Args: frames: view -> (observations, H, W, 3); action, reward (NaN = unknown), terminal: (transitions,); instructions: one per trajectory."""
+        """Args: frames: view -> (observations, H, W, 3); action, reward (NaN = unknown) and terminal: (transitions,)."""
         self.spec = spec
         self.trajectories = tuple(trajectories)
         self.frames = dict(frames)
@@ -316,9 +317,8 @@ class _Reader:
         views = {view: (int(f.shape[1]), int(f.shape[2])) for view, f in frames.items()}
         spec = ObservationSpec(views, self.dataset.action_names, Vocabulary.of(self.instructions))
         described = [[t.episode, t.annotation, t.length] for t in self.trajectories]
-        fingerprint = digest(
-            "guerdon transitions 1", self.dataset.fingerprint, canonical_json([spec.to_record(), described, self.instructions]), reward.tobytes()
-        )
+        text = canonical_json([spec.to_record(), described, self.instructions])
+        fingerprint = digest("guerdon transitions 1", self.dataset.fingerprint, text, reward.tobytes())
         return Transitions(spec, self.trajectories, frames, action, reward, terminal, self.instructions, fingerprint)
 
 

@@ -24,7 +24,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +50,10 @@ _UNBILLED: frozenset[Cause] = frozenset(
 _APPLICATION_ID = 0x67756572  # "guer": marks the file as ours
 _BUSY_MILLISECONDS = 30_000
 _LARGEST_WAVE = 512
-_NETWORK_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"}
-)
+_NETWORK_FILESYSTEMS = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"),
+    *("fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs"),
+}
 
 _metadata = sa.MetaData()
 _request = sa.Table(
@@ -106,23 +106,85 @@ _claim = sa.Table(
     sa.Column("reserved_dollars", sa.Float),
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE request (question TEXT NOT NULL PRIMARY KEY, record BLOB NOT NULL, first_asked FLOAT NOT NULL)",
-        "CREATE TABLE rater (rater TEXT NOT NULL PRIMARY KEY, identity BLOB NOT NULL)",
-        "CREATE TABLE attempt (id INTEGER NOT NULL PRIMARY KEY, question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,"
-        " run TEXT NOT NULL, started FLOAT NOT NULL, seconds FLOAT NOT NULL, outcome TEXT NOT NULL, cause TEXT, code TEXT, status INTEGER,"
-        " input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT)",
-        "CREATE INDEX attempt_final ON attempt (question, rater, repeat) WHERE outcome = 'final'",
-        "CREATE INDEX attempt_run ON attempt (run)",
-        "CREATE TABLE answer (question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL, body BLOB NOT NULL,"
-        " model TEXT NOT NULL, seconds FLOAT NOT NULL, input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT,"
-        " PRIMARY KEY (question, rater, repeat))",
-        "CREATE TABLE claim (question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL, owner TEXT NOT NULL,"
-        " expiry FLOAT NOT NULL, reserved_dollars FLOAT, PRIMARY KEY (question, rater, repeat))",
-    ),
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE request (
+        question TEXT NOT NULL PRIMARY KEY,
+        record BLOB NOT NULL,
+        first_asked FLOAT NOT NULL
+    );
+    CREATE TABLE rater (
+        rater TEXT NOT NULL PRIMARY KEY,
+        identity BLOB NOT NULL
+    );
+    CREATE TABLE attempt (
+        id INTEGER NOT NULL PRIMARY KEY,
+        question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
+        run TEXT NOT NULL, started FLOAT NOT NULL, seconds FLOAT NOT NULL,
+        outcome TEXT NOT NULL, cause TEXT, code TEXT, status INTEGER,
+        input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT
+    );
+    CREATE INDEX attempt_final ON attempt (question, rater, repeat) WHERE outcome = 'final';
+    CREATE INDEX attempt_run ON attempt (run);
+    CREATE TABLE answer (
+        question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
+        body BLOB NOT NULL, model TEXT NOT NULL, seconds FLOAT NOT NULL,
+        input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT,
+        PRIMARY KEY (question, rater, repeat)
+    );
+    CREATE TABLE claim (
+        question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
+        owner TEXT NOT NULL, expiry FLOAT NOT NULL, reserved_dollars FLOAT,
+        PRIMARY KEY (question, rater, repeat)
+    );
+    """,
 )
 """Step k takes a store from version k to version k+1. A published step never changes; there is no way back."""
+
+_KEY_COLUMNS = ("question", "rater", "repeat")
+
+
+def _of_key(table: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.and_(*(table.c[name] == sa.bindparam(name) for name in _KEY_COLUMNS))
+
+
+_USAGE = ("seconds", "input_tokens", "output_tokens", "dollars")
+
+# Statements are built once: building one costs several times what running it does.
+_FIND_ANSWER = sa.select(_answer.c.body, _answer.c.model, *(_answer.c[name] for name in _USAGE)).where(_of_key(_answer))
+_FIND_FAILURE = (
+    sa.select(_attempt.c.cause, _attempt.c.code, _attempt.c.status, *(_attempt.c[name] for name in _USAGE))
+    .where(_of_key(_attempt) & (_attempt.c.outcome == sa.literal_column("'final'")))
+    .order_by(_attempt.c.id.desc())
+    .limit(sa.literal_column("1"))
+)
+_INSERT_REQUEST = insert(_request).on_conflict_do_nothing()
+_INSERT_RATER = insert(_rater).on_conflict_do_nothing()
+_INSERT_ATTEMPT = sa.insert(_attempt)
+_INSERT_ANSWER = insert(_answer).on_conflict_do_nothing()
+_CLAIM = insert(_claim)
+_CLAIM = _CLAIM.on_conflict_do_update(
+    index_elements=_KEY_COLUMNS,
+    set_={name: _CLAIM.excluded[name] for name in ("owner", "expiry", "reserved_dollars")},
+    where=_claim.c.expiry < sa.bindparam("now"),
+)
+_RENEW = sa.update(_claim).where(_claim.c.owner == sa.bindparam("whose")).values(expiry=sa.bindparam("until"))
+_RELEASE = sa.delete(_claim).where(_claim.c.owner == sa.bindparam("whose"))
+_END_CLAIM = sa.delete(_claim).where(_of_key(_claim))
+_PRICE_UNKNOWN = _attempt.c.dollars.is_(None) & (_attempt.c.cause.is_(None) | _attempt.c.cause.not_in(_UNBILLED))
+_COSTS = (
+    sa.select(
+        _attempt.c.cause,
+        sa.func.count(),
+        sa.func.total(_attempt.c.input_tokens),
+        sa.func.total(_attempt.c.output_tokens),
+        sa.func.total(_attempt.c.dollars),
+        sa.func.total(_PRICE_UNKNOWN),
+        sa.func.total(_attempt.c.seconds),
+    )
+    .where(_attempt.c.run == sa.bindparam("run"))
+    .group_by(_attempt.c.cause)
+)
 
 Result = TypeVar("Result")
 Write = Callable[[sa.Connection], Result]
@@ -145,10 +207,6 @@ class Key:
     def columns(self) -> dict[str, Any]:
         """The key as column name -> value."""
         return {"question": self.question, "rater": self.rater, "repeat": self.repeat}
-
-    def matches(self, table: sa.Table) -> sa.ColumnElement[bool]:
-        """SQL condition: the rows of `table` that belong to this key."""
-        return (table.c.question == self.question) & (table.c.rater == self.rater) & (table.c.repeat == self.repeat)
 
 
 @dataclass(frozen=True)
@@ -245,22 +303,18 @@ class Store:
             if found is not None:
                 return found
             now = time.time()
-            row = insert(_claim).values(**key.columns(), owner=owner, expiry=now + lease, reserved_dollars=dollars)
-            taken_over = {name: row.excluded[name] for name in ("owner", "expiry", "reserved_dollars")}
-            keys = ["question", "rater", "repeat"]
-            result = connection.execute(row.on_conflict_do_update(index_elements=keys, set_=taken_over, where=_claim.c.expiry < now))
-            return result.rowcount == 1
+            columns = {"owner": owner, "expiry": now + lease, "reserved_dollars": dollars}
+            return connection.execute(_CLAIM, {**key.columns(), **columns, "now": now}).rowcount == 1
 
         return await self._write(write)
 
     async def renew(self, owner: str, lease: float) -> None:
         """Extends every claim of `owner` to `lease` seconds from now."""
-        statement = sa.update(_claim).where(_claim.c.owner == owner).values(expiry=time.time() + lease)
-        await self._write(lambda connection: connection.execute(statement))
+        await self._write(lambda connection: connection.execute(_RENEW, {"whose": owner, "until": time.time() + lease}))
 
     async def release(self, owner: str) -> None:
         """Gives up every claim of `owner`."""
-        await self._write(lambda connection: connection.execute(sa.delete(_claim).where(_claim.c.owner == owner)))
+        await self._write(lambda connection: connection.execute(_RELEASE, {"whose": owner}))
 
     async def record(
         self, request: Request, rater: Rater, repeat: int, outcome: Reply | Failure, *, run: str, started: float | None = None
@@ -285,18 +339,18 @@ class Store:
         key = Key(request.question, rater.key, repeat)
         began = time.time() - outcome.seconds if started is None else started
         new_rater = key.rater not in self._known_raters
+        record = _to_bytes(canonical_json(request.to_record()))
 
         def write(connection: sa.Connection) -> Reply | Failure:
-            record = _to_bytes(canonical_json(request.to_record()))
-            connection.execute(insert(_request).values(question=key.question, record=record, first_asked=began).on_conflict_do_nothing())
+            connection.execute(_INSERT_REQUEST, {"question": key.question, "record": record, "first_asked": began})
             if new_rater:
-                connection.execute(insert(_rater).values(rater=key.rater, identity=_identity(rater)).on_conflict_do_nothing())
-            connection.execute(sa.insert(_attempt).values(**key.columns(), run=run, started=began, **_attempt_columns(outcome)))
-            connection.execute(sa.delete(_claim).where(key.matches(_claim)))
+                connection.execute(_INSERT_RATER, {"rater": key.rater, "identity": _identity(rater)})
+            connection.execute(_INSERT_ATTEMPT, {**key.columns(), "run": run, "started": began, **_attempt_columns(outcome)})
+            connection.execute(_END_CLAIM, key.columns())
             if isinstance(outcome, Failure):
                 return outcome
-            result = connection.execute(insert(_answer).values(**key.columns(), **_answer_columns(outcome)).on_conflict_do_nothing())
-            return outcome if result.rowcount == 1 else _stored_answer(connection, key) or outcome
+            first = connection.execute(_INSERT_ANSWER, {**key.columns(), **_answer_columns(outcome)}).rowcount == 1
+            return outcome if first else _stored_answer(connection, key) or outcome
 
         counted = await self._write(write)
         self._known_raters.add(key.rater)
@@ -308,23 +362,8 @@ class Store:
         Raises:
             StoreError: if the file cannot be read.
         """
-        columns = _attempt.c
-        price_unknown = columns.dollars.is_(None) & (columns.cause.is_(None) | columns.cause.not_in(_UNBILLED))
-        statement = (
-            sa.select(
-                columns.cause,
-                sa.func.count(),
-                sa.func.total(columns.input_tokens),
-                sa.func.total(columns.output_tokens),
-                sa.func.total(columns.dollars),
-                sa.func.total(price_unknown),
-                sa.func.total(columns.seconds),
-            )
-            .where(columns.run == run)
-            .group_by(columns.cause)
-        )
         with _explained(self.path), self._reader.connect() as connection:
-            by_cause = [tuple(row) for row in connection.execute(statement)]
+            by_cause = [tuple(row) for row in connection.execute(_COSTS, {"run": run})]
         counts = {cause: count for cause, count, *_ in by_cause}
         input_tokens, output_tokens, dollars, unknown, seconds = (sum(row[column] for row in by_cause) for column in range(2, 7))
         return Costs(
@@ -339,16 +378,30 @@ class Store:
         )
 
     async def _write(self, write: Write[Result]) -> Result:
-        return await asyncio.wrap_future(self._writer.submit(write))
+        return await self._writer.submit(write)
 
 
 # --- the writer thread --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
+    """A write that waits; then its result, or the error that it met."""
+
     write: Write[Any]
-    done: Future[Any]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+    def settle(self) -> None:
+        """Tells the caller. One that was cancelled no longer waits; its write counts all the same."""
+        if self.done.done():
+            return
+        if self.error is None:
+            self.done.set_result(self.result)
+        else:
+            self.done.set_exception(self.error)
 
 
 class _Writer:
@@ -362,14 +415,15 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="guerdon store", daemon=True)
         self._thread.start()
 
-    def submit(self, write: Write[Result]) -> Future[Result]:
+    def submit(self, write: Write[Result]) -> asyncio.Future[Result]:
         """Queues a write. The future ends when its transaction is on disk, or with a StoreError."""
-        done: Future[Result] = Future()
+        loop = asyncio.get_running_loop()
+        job = _Job(write, loop, loop.create_future())
         with self._lock:
             if self._closed:
                 raise StoreError("the store is closed", where=str(self._path))
-            self._jobs.put(_Job(write, done))
-        return done
+            self._jobs.put(job)
+        return job.done
 
     def close(self) -> None:
         """Carries out what is queued, then ends the thread."""
@@ -380,45 +434,52 @@ class _Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        while (wave := self._next_wave()) is not None:
-            try:
-                self._carry_out(wave)
-            except BaseException:
+        while wave := self._next_wave():
+            if not self._carry_out(wave) and len(wave) > 1:
                 # One write cannot be carried out and took the others down with it: let each stand alone.
                 for job in wave:
-                    self._alone(job)
+                    self._carry_out([job])
+            _settle(wave)
 
-    def _next_wave(self) -> list[_Job] | None:
-        """The jobs that wait, at least one; None when the store was closed and nothing is left."""
-        first = self._jobs.get()
-        if first is None:
-            return None
-        wave = [first]
-        while len(wave) < _LARGEST_WAVE:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is None:
-                self._jobs.put(None)
-                break
+    def _next_wave(self) -> list[_Job]:
+        """The jobs that wait, at least one; none when the store was closed and nothing is left."""
+        wave: list[_Job] = []
+        job = self._jobs.get()
+        while job is not None:
             wave.append(job)
+            if len(wave) == _LARGEST_WAVE or self._jobs.empty():
+                return wave
+            job = self._jobs.get()
+        if wave:
+            self._jobs.put(None)  # seen too early: these come first
         return wave
 
-    def _carry_out(self, wave: list[_Job]) -> None:
-        with _explained(self._path), self._engine.begin() as connection:
-            results = [job.write(connection) for job in wave]
-        for job, result in zip(wave, results, strict=True):
-            # A caller that was cancelled no longer waits; its write counts all the same.
-            if job.done.set_running_or_notify_cancel():
-                job.done.set_result(result)
-
-    def _alone(self, job: _Job) -> None:
+    def _carry_out(self, wave: list[_Job]) -> bool:
+        """Carries out all jobs in one transaction; on an error, none of them, and each learns of it."""
+        error: BaseException | None = None
         try:
-            self._carry_out([job])
-        except BaseException as error:
-            if job.done.set_running_or_notify_cancel():
-                job.done.set_exception(error)
+            with _explained(self._path), self._engine.begin() as connection:
+                for job in wave:
+                    job.result = job.write(connection)
+        except BaseException as caught:
+            error = caught
+        for job in wave:
+            job.error = error
+        return error is None
+
+
+def _settle(wave: list[_Job]) -> None:
+    """Wakes the callers, each event loop once for all of its jobs."""
+    for loop in {job.loop for job in wave}:
+        try:
+            loop.call_soon_threadsafe(_settle_in_loop, [job for job in wave if job.loop is loop])
+        except RuntimeError:
+            continue  # that loop has ended, and its callers with it
+
+
+def _settle_in_loop(jobs: list[_Job]) -> None:
+    for job in jobs:
+        job.settle()
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------------------
@@ -440,7 +501,7 @@ def _usage_columns(usage: Usage) -> dict[str, Any]:
 def _attempt_columns(outcome: Reply | Failure) -> dict[str, Any]:
     columns = {"seconds": outcome.seconds, **_usage_columns(outcome.usage)}
     if isinstance(outcome, Reply):
-        return {**columns, "outcome": "reply"}
+        return {**columns, "outcome": "reply", "cause": None, "code": None, "status": None}
     remembered = outcome.final and outcome.cause not in ACCOUNT_CAUSES
     failure = {"cause": outcome.cause, "code": outcome.code, "status": outcome.status}
     return {**columns, **failure, "outcome": "final" if remembered else "transient"}
@@ -452,12 +513,7 @@ def _answer_columns(reply: Reply) -> dict[str, Any]:
 
 
 def _stored_answer(connection: sa.Connection, key: Key) -> Reply | None:
-    columns = _answer.c
-    row = connection.execute(
-        sa.select(
-            columns.body, columns.model, columns.seconds, columns.input_tokens, columns.output_tokens, columns.dollars
-        ).where(key.matches(_answer))
-    ).one_or_none()
+    row = connection.execute(_FIND_ANSWER, key.columns()).one_or_none()
     if row is None:
         return None
     usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
@@ -465,13 +521,7 @@ def _stored_answer(connection: sa.Connection, key: Key) -> Reply | None:
 
 
 def _stored_failure(connection: sa.Connection, key: Key) -> Failure | None:
-    columns = _attempt.c
-    row = connection.execute(
-        sa.select(columns.cause, columns.code, columns.status, columns.seconds, columns.input_tokens, columns.output_tokens, columns.dollars)
-        .where(key.matches(_attempt) & (columns.outcome == sa.literal_column("'final'")))
-        .order_by(columns.id.desc())
-        .limit(1)
-    ).one_or_none()
+    row = connection.execute(_FIND_FAILURE, key.columns()).one_or_none()
     if row is None:
         return None
     usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
@@ -538,9 +588,10 @@ def _migrate(connection: sa.Connection, path: Path) -> None:
         raise StoreError("is an SQLite database, but not a reply store", where=str(path), cure="Name another file.")
     if version > len(MIGRATIONS):
         cure = "Upgrade guerdon: pip install --upgrade guerdon"
-        raise StoreError(f"was written by a newer guerdon (version {version}, this one reads {len(MIGRATIONS)})", where=str(path), cure=cure)
+        what = f"was written by a newer guerdon (format {version}; this one reads up to {len(MIGRATIONS)})"
+        raise StoreError(what, where=str(path), cure=cure)
     for step in MIGRATIONS[version:]:
-        for statement in step:
+        for statement in filter(str.strip, step.split(";")):
             connection.exec_driver_sql(statement)
     if version < len(MIGRATIONS):
         connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")

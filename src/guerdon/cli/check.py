@@ -9,8 +9,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from guerdon.cli._parse import parse
-from guerdon.datasets.check import check
+from guerdon.datasets.check import check, render
 from guerdon.recipes.data import DataOptions, open_data
+from guerdon.recipes.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Config(DataOptions):
 def main(arguments: Sequence[str]) -> int:
     """`guerdon check DATASET`. The exit status is 1 if there are errors."""
     config = parse("check", __doc__ or "", {"_settings": Config}, arguments)["_settings"]
-    found = check(open_data(config.dataset, config))
-    print(found.text())
+    dataset = open_data(config.dataset, config)
+    with progress_bar("reading episodes") as progress:
+        found = check(dataset, progress=progress)
+    print(render(found))
     return 1 if found.errors else 0

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     if world not in worlds():
         raise UnknownName("world to collect in", world, worlds())
     recipe = importlib.import_module(f"guerdon.recipes.{_PREFIX}{world}")
-    config = parse(f"collect {world}", recipe.__doc__.split("\n")[0], {"_settings": recipe.Config}, rest)["_settings"]
+    config = parse(f"collect {world}", (recipe.__doc__ or "").split("\n")[0], {"_settings": recipe.Config}, rest)["_settings"]
     with progress_bar("recording demonstrations") as progress:
         path = getattr(recipe, f"{_PREFIX}{world}")(config, progress=progress)
     print(f"written: {path}")

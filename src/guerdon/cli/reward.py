@@ -12,13 +12,9 @@ from guerdon.recipes import reward
 def main(arguments: Sequence[str]) -> int:
     """`guerdon reward RUN --compose EXPRESSION --name NAME`."""
     config = parse("reward", __doc__ or "", {"_settings": reward.Config}, arguments)["_settings"]
-    composed = reward.reward.of(config)
-    numbers = composed.statistics
-    _show.table(
-        ("reward", "coverage", "mean", "std", "min", "max"),
-        [(config.name, *(numbers[name] for name in ("coverage", "mean", "std", "min", "max")))],
-        title=config.compose,
-    )
-    _show.findings(composed.findings)
-    print(f"written: {composed.path}")
+    for composed in reward.reward.of(config):
+        numbers = (composed.statistics[name] for name in ("coverage", "mean", "std", "min", "max"))
+        _show.table(("reward", "coverage", "mean", "std", "min", "max"), [(composed.path.stem, *numbers)], title=composed.expression)
+        _show.findings(composed.findings)
+        print(f"written: {composed.path}")
     return 0

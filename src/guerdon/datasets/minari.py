@@ -19,17 +19,17 @@ bytes. Reading works on any Minari dataset with pictures and words in it, HDF5 d
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import h5py
 import numpy as np
@@ -155,10 +155,7 @@ def write_minari(
         UsageError: if `dataset_id` is no Minari id.
         WriteFailed: if the disk is full or not writable; nothing is left.
     """
-    if not _DATASET_ID.fullmatch(dataset_id):
-        raise UsageError(f"'{dataset_id}' is not a Minari dataset id", cure="It has the form name-v0 or namespace/name-v0.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DatasetError("exists already", where=str(path), cure="Choose another folder, or delete this one first.")
+    refuse_bad_target(path, dataset_id)
     with writing(path) as temporary:
         data = temporary / "data"
         data.mkdir(parents=True)
@@ -183,6 +180,14 @@ def write_minari(
             },
         }
         (data / _METADATA_FILE).write_text(canonical_json(metadata), encoding="utf-8")
+
+
+def refuse_bad_target(path: Path, dataset_id: str) -> None:
+    """Raises DatasetError if `path` holds something already, UsageError if `dataset_id` is no Minari id."""
+    if not _DATASET_ID.fullmatch(dataset_id):
+        raise UsageError(f"'{dataset_id}' is not a Minari dataset id", cure="It has the form name-v0 or namespace/name-v0.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DatasetError("exists already", where=str(path), cure="Choose another folder, or delete this one first.")
 
 
 PrivilegedKind = Literal["transition", "observation"]
@@ -244,17 +249,84 @@ class _Totals:
         self.characters |= set(text)
 
 
+class _Sink(io.FileIO):
+    """A file that keeps the first failure to write for later and goes on as if it had written.
+
+    On a full disk HDF5 loses failures that happen while it gives objects back, and may crash while closing. So it never sees one: what
+    cannot be written is kept in memory, and whoever writes asks `check` after each episode.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._failure: OSError | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        """Raises the OSError of the first write that failed."""
+        if self._failure is not None:
+            raise self._failure
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        start, done = self.tell(), 0
+        while self._failure is None and done < len(content):
+            try:
+                done += super().write(content[done:])
+            except OSError as error:
+                self._failure = error
+        if done < len(content):
+            self._kept.append((start + done, content[done:]))
+            self.seek(start + len(content))
+        return len(content)
+
+    def readinto(self, buffer: Any) -> int:
+        start, target = self.tell(), memoryview(buffer).cast("B")
+        count = super().readinto(target) or 0
+        for offset, content in self._kept:
+            low, high = max(start, offset), min(start + len(target), offset + len(content))
+            if low < high:
+                target[low - start : high - start] = content[low - offset : high - offset]
+                count = max(count, high - start)
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        return super().truncate(size) if self._failure is None else size or 0
+
+
+class Hdf5Writer:
+    """A new HDF5 file, written with checksums in its own records, in which a full disk is noticed. Used with `with`.
+
+    Raises:
+        OSError: from `check` and at the end of the block, if something could not be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._sink = _Sink(path)
+        self.file = h5py.File(self._sink, "w", libver=("v110", "v110"))
+        self.check = self._sink.check
+
+    def __enter__(self) -> Hdf5Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.file.close()
+        self._sink.close()
+        if kind is None:
+            self.check()
+
+
 def _write_episodes(
     file_path: Path, episodes: Iterable[RecordedEpisode], action_names: tuple[str, ...], where: str
 ) -> tuple[_Schema, _Totals]:
     schema: _Schema | None = None
     totals = _Totals()
-    with h5py.File(file_path, "w", libver=("v110", "v110")) as file:  # this layout has checksums in its own records
+    with Hdf5Writer(file_path) as writer:
         for episode in episodes:
             place = f"{where}, episode {totals.episodes}"
             schema = schema or _Schema.of(episode, action_names)
             _refuse_misfit(schema, episode, place)
-            _write_episode(file.create_group(f"episode_{totals.episodes}"), totals.episodes, episode, schema)
+            _write_episode(writer.file.create_group(f"episode_{totals.episodes}"), totals.episodes, episode, schema)
+            writer.check()
             totals.add(episode)
     if schema is None:
         raise DatasetError("there are no episodes to write", where=where)
@@ -280,9 +352,8 @@ def _write_episode(group: h5py.Group, index: int, episode: RecordedEpisode, sche
     observations = group.create_group("observations")
     for view in schema.views:
         store_array(observations, view, episode.frames[view])
-    text = episode.annotations[0].instruction.encode("utf-8")
-    words = np.full(length + 1, text, dtype=h5py.string_dtype("utf-8", max(len(text), 1)))
-    store_array(observations, "instruction", words)
+    text = episode.annotations[0].instruction
+    store_array(observations, "instruction", _fixed_texts(np.full(length + 1, text)))
     actions = episode.actions.astype(np.int64 if schema.action_width is None else np.float32)
     store_array(group, "actions", actions)
     store_array(group, "rewards", episode.rewards.astype(np.float64))
@@ -337,6 +408,8 @@ class _Storage(ABC):
     file: Path
     """The file or folder to name in errors."""
     episodes: int
+    keeps_jpeg: ClassVar[bool]
+    """Whether a copy holds JPEG pictures as they were stored."""
 
     @abstractmethod
     def names(self, index: int) -> list[str]:
@@ -350,12 +423,18 @@ class _Storage(ABC):
     def metadata(self, index: int) -> dict[str, Any]:
         """What is written about an episode."""
 
+    @abstractmethod
+    def copy(self, index: int, group: h5py.Group, leave_out: Collection[str]) -> None:
+        """Copies the arrays of an episode, except those named, and what is written about it, into a group of a new HDF5 file."""
+
     def where(self, index: int, step: int | None = None) -> str:
         """Words for a place in the data."""
         return f"{self.file}, episode {index}" + ("" if step is None else f", step {step}")
 
 
 class _Hdf5Storage(_Storage):
+    keeps_jpeg = True
+
     def __init__(self, folder: Path, episodes: int) -> None:
         self.file = folder / _HDF5_FILE
         with reading(str(self.file)):
@@ -381,9 +460,20 @@ class _Hdf5Storage(_Storage):
     def metadata(self, index: int) -> dict[str, Any]:
         return {key: _json_ready(value) for key, value in self._group(index).attrs.items()}
 
+    def copy(self, index: int, group: h5py.Group, leave_out: Collection[str]) -> None:
+        source = self._group(index)
+        for name in self.names(index):
+            if name not in leave_out:
+                parent, _, last = name.rpartition("/")
+                source.copy(name, group.require_group(parent) if parent else group, name=last)  # stored bytes, not decoded ones
+        for key, value in source.attrs.items():
+            group.attrs[key] = value
+
 
 class _ArrowStorage(_Storage):
     """Arrow and Parquet, through the stock library; the last few episodes stay decoded."""
+
+    keeps_jpeg = False
 
     def __init__(self, folder: Path, episodes: int) -> None:
         import minari
@@ -407,6 +497,14 @@ class _ArrowStorage(_Storage):
         found = next(iter(self._minari.storage.get_episode_metadata([index])))
         return {key: _json_ready(value) for key, value in found.items()}
 
+    def copy(self, index: int, group: h5py.Group, leave_out: Collection[str]) -> None:
+        for name, array in self._decoded(index).items():
+            if name not in leave_out:
+                parent, _, last = name.rpartition("/")
+                store_array(group.require_group(parent) if parent else group, last, _fixed_texts(array) if _is_text(array) else array)
+        for key, value in _flattened(self.metadata(index)):
+            group.attrs[key] = value
+
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
     for key, value in tree.items():
@@ -416,6 +514,12 @@ def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flattened(value, f"{prefix}{key}/")
         elif value is not None:
             yield f"{prefix}{key}", np.asarray(value)
+
+
+def _fixed_texts(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Texts as UTF-8 of one length, which HDF5 stores with checksums; those of varying length lie outside of them."""
+    encoded = [text.encode("utf-8") for text in _texts(array)]
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(map(len, encoded), default=0) or 1))
 
 
 def _json_ready(value: Any) -> Any:
@@ -495,7 +599,7 @@ class _View:
         if self.encoding == "jpeg":
             from PIL import Image
 
-            pictures = [np.asarray(Image.open(BytesIO(np.asarray(entry, dtype=np.uint8).tobytes()))) for entry in stored]
+            pictures = [np.asarray(Image.open(io.BytesIO(np.asarray(entry, dtype=np.uint8).tobytes()))) for entry in stored]
             return np.stack(pictures)
         return np.ascontiguousarray(np.moveaxis(stored, 1, -1)) if self.channels_first else cast(Frames, stored)
 
@@ -777,6 +881,46 @@ class MinariDataset(Dataset):
                     strange = np.argwhere(~np.isfinite(array[()]))
                     if strange.size:
                         yield int(strange[0][0]), f"'{name.replace('/', '.')}' holds NaN or infinity"
+
+    def has_array(self, index: int, name: str) -> bool:
+        """Whether an episode has an array of this name, e.g. "infos/task"."""
+        with reading(self._storage.where(index)):
+            return self._storage.array(index, name) is not None
+
+    def write_copy(
+        self, folder: Path, episodes: Sequence[int], replaced: Callable[[int], Mapping[str, npt.NDArray[Any]]], metadata: Mapping[str, Any]
+    ) -> None:
+        """Writes some of the episodes as a new HDF5 dataset, one by one; what is not replaced keeps its stored bytes.
+
+        Args:
+            folder: the new dataset's folder; it must not exist.
+            episodes: numbers of the episodes to copy; in the copy they count from 0.
+            replaced: arrays of an episode (given by its number here) to write instead of or beside the recorded ones, by their names,
+                such as "rewards" or "infos/original_reward".
+            metadata: entries of `metadata.json` to set beside the recorded ones.
+
+        Raises:
+            DatasetError: if the data is damaged.
+            OSError: if the disk is full or not writable.
+        """
+        data = folder / "data"
+        data.mkdir(parents=True)
+        with Hdf5Writer(data / _HDF5_FILE) as writer:
+            for number, index in enumerate(episodes):
+                new = replaced(index)
+                group = writer.file.create_group(f"episode_{number}")
+                with reading(self._storage.where(index)):
+                    self._storage.copy(index, group, new.keys())
+                for name, array in new.items():
+                    parent, _, last = name.rpartition("/")
+                    store_array(group.require_group(parent) if parent else group, last, array)
+                group.attrs["id"] = number
+                writer.check()
+        kept = {key: value for key, value in self.metadata.items() if key not in ("data_format", "jpeg_encoding")}
+        stored = {"data_format": "hdf5", "jpeg_encoding": self._storage.keeps_jpeg and bool(self.metadata.get("jpeg_encoding", True))}
+        counts = {"total_episodes": len(episodes), "total_steps": sum(self.episode(index).length for index in episodes)}
+        size = {"dataset_size": round((data / _HDF5_FILE).stat().st_size / 1e6, 1)}
+        (data / _METADATA_FILE).write_text(canonical_json({**kept, **stored, **counts, **size, **metadata}), encoding="utf-8")
 
 
 def _likelihood(name: str) -> tuple[int, int]:

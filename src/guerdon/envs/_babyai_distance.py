@@ -6,17 +6,19 @@ computed for all poses of a world at once, by a Dijkstra search backwards from t
 
 - turning and stepping forward cost 1; stepping through a closed door costs 2 (toggle, forward);
 - "go to" is completed by facing the thing, "pick up" and "open" cost one action more there (two for a door that is open already: it has to
-  be closed first), "put next to" is two searches joined at the poses from which the thing can be picked up.
+  be closed first);
+- "put next to", and what begins with putting something down, are searches in stages, joined where the thing is picked up or put down; a
+  door that was opened in one stage stands open in the next.
 
 An action contributes to a clause if it lowers D. Imports no simulator: a world is a `WorldMap`. Distances are counts of actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from math import inf, isinf, nan
 
@@ -43,23 +45,38 @@ class Action(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
+WALL = Thing("grey", "wall")
+
+
 @dataclass(frozen=True)
 class WorldMap:
-    """Everything but the agent's pose. Cells are numbered `y * width + x`; poses `4 * cell + heading` (0 right, 1 down, 2 left, 3 up).
-
-    The outermost cells are walls.
-    """
+    """Everything but the agent's pose. Cells are numbered `y * width + x`; poses `4 * cell + heading` (0 right, 1 down, 2 left, 3 up)."""
 
     width: int
-    height: int
-    entry: tuple[float, ...]
-    """Actions needed to step forward into each cell: 1, 2 for a closed door, infinite for a wall or an object."""
-    empty: frozenset[int]
-    """Cells with nothing in them, where an object can be put down."""
-    places: Mapping[Thing, int]
-    """Cell of every door and of every object that is not carried."""
+    cells: tuple[Thing | None, ...]
+    """What is in each cell, None for nothing. The outermost cells are walls."""
     open_doors: frozenset[Thing]
     carried: Thing | None
+
+    @cached_property
+    def places(self) -> Mapping[Thing, int]:
+        """Cell of every door and of every object that is not carried."""
+        return {thing: cell for cell, thing in enumerate(self.cells) if thing is not None and thing != WALL}
+
+    @cached_property
+    def empty(self) -> frozenset[int]:
+        """Cells with nothing in them, where an object can be put down."""
+        return frozenset(cell for cell, thing in enumerate(self.cells) if thing is None)
+
+    @cached_property
+    def entry(self) -> tuple[float, ...]:
+        """Actions needed to step forward into each cell: 1, 2 for a closed door, infinite for a wall or an object."""
+        return tuple(1 if thing is None or thing in self.open_doors else 2 if thing.kind == "door" else inf for thing in self.cells)
+
+    @cached_property
+    def closed_doors(self) -> tuple[Thing, ...]:
+        """The doors that are not open."""
+        return tuple(thing for thing in self.places if thing.kind == "door" and thing not in self.open_doors)
 
     def pose(self, x: int, y: int, heading: int) -> int:
         """Number of a pose."""
@@ -69,45 +86,47 @@ class WorldMap:
         """The cell that is faced in a pose."""
         return pose // 4 + _strides(self.width)[pose % 4]
 
-    def facing(self, cell: int) -> list[int]:
-        """The poses, on cells that can be entered, that face `cell`."""
-        strides = _strides(self.width)
-        return [4 * (cell - strides[heading]) + heading for heading in range(4) if not isinf(self.entry[cell - strides[heading]])]
-
-    def with_cell(self, cell: int, *, vacant: bool) -> WorldMap:
-        """The map after `cell` was emptied or filled with an object."""
-        entry = (*self.entry[:cell], 1 if vacant else inf, *self.entry[cell + 1 :])
-        return replace(self, entry=entry, empty=self.empty | {cell} if vacant else self.empty - {cell})
+    def facing(self, cells: Iterable[int]) -> list[int]:
+        """The poses that face one of `cells`, on cells that can be entered."""
+        steps = [(cell - stride, heading) for cell in cells for heading, stride in enumerate(_strides(self.width))]
+        return [4 * cell + heading for cell, heading in steps if not isinf(self.entry[cell])]
 
     def after_lifting(self, thing: Thing) -> WorldMap:
-        """The map with `thing` in the hand."""
-        others = {other: cell for other, cell in self.places.items() if other != thing}
-        return replace(self.with_cell(self.places[thing], vacant=True), places=others, carried=thing)
+        """The map with `thing`, which is in a cell, in the hand."""
+        return replace(self, cells=_with(self.cells, self.places[thing], None), carried=thing)
 
     def after_dropping(self, cell: int) -> WorldMap:
         """The map with the carried thing put down in `cell`, which is empty."""
-        if self.carried is None:
-            raise ValueError("nothing is carried")
-        return replace(self.with_cell(cell, vacant=False), places={**self.places, self.carried: cell}, carried=None)
+        return replace(self, cells=_with(self.cells, cell, self.carried), carried=None)
+
+    def after_opening(self, door: Thing) -> WorldMap:
+        """The map with `door` open."""
+        return replace(self, open_doors=self.open_doors | {door})
+
+
+def _with(cells: tuple[Thing | None, ...], cell: int, content: Thing | None) -> tuple[Thing | None, ...]:
+    return (*cells[:cell], content, *cells[cell + 1 :])
 
 
 @cache
 def _strides(width: int) -> tuple[int, int, int, int]:
+    """How far apart, in cell numbers, a cell and its neighbour lie, for each heading."""
     return 1, width, -1, -width
 
 
+@lru_cache(maxsize=1024)
 def distance_field(world: WorldMap, clause: Clause) -> Field:
-    """Distance-to-go of `clause` for every pose in `world`."""
+    """Distance-to-go of `clause` for every pose in `world`. The last ones computed are kept; treat them as read-only."""
     target, carried = clause.target, world.carried
     if clause.kind == "open":
-        return _search(world, dict.fromkeys(world.facing(world.places[target]), 2.0 if target in world.open_doors else 1.0))
+        return _search(world, dict.fromkeys(world.facing([world.places[target]]), 2 if target in world.open_doors else 1))
     if clause.kind == "put next to":
         return _put_next_field(world, clause)
-    after_facing = 0.0 if clause.kind == "go to" else 1.0
+    once_faced = 0 if clause.kind == "go to" else 1
     if carried == target:
-        return _search(world, {pose: 1 + after_facing for cell in world.empty for pose in world.facing(cell)})
+        return _search(world, dict.fromkeys(world.facing(world.empty), 1 + once_faced))
     if clause.kind == "go to" or carried is None:
-        return _search(world, dict.fromkeys(world.facing(world.places[target]), after_facing))
+        return _search(world, dict.fromkeys(world.facing([world.places[target]]), once_faced))
     return _field_with_hand_full(world, clause)
 
 
@@ -117,11 +136,18 @@ def _put_next_field(world: WorldMap, clause: Clause) -> Field:
         raise ValueError("a clause 'put next to' names two things")
     if world.carried is None:
         onward = distance_field(world.after_lifting(target), clause)
-        return _search(world, {pose: 1 + onward[pose] for pose in world.facing(world.places[target])})
+        lifting = {pose: 1 + onward[pose] for pose in world.facing([world.places[target]])}
+        return _search(world, lifting | _opening(world, clause), closed=inf)
     if world.carried != target:
         return _field_with_hand_full(world, clause)
     around = {world.places[beside] + stride for stride in _strides(world.width)}
-    return _search(world, {pose: 1.0 for cell in around & world.empty for pose in world.facing(cell)})
+    return _search(world, dict.fromkeys(world.facing(around & world.empty), 1))
+
+
+def _opening(world: WorldMap, clause: Clause) -> dict[int, float]:
+    """The cost of going on by opening a door, for the poses that face a closed one."""
+    facing = {door: world.facing([world.places[door]]) for door in world.closed_doors}
+    return {pose: 1 + distance_field(world.after_opening(door), clause)[pose] for door, poses in facing.items() for pose in poses}
 
 
 def _field_with_hand_full(world: WorldMap, clause: Clause) -> Field:
@@ -132,43 +158,54 @@ def _field_with_hand_full(world: WorldMap, clause: Clause) -> Field:
     """
     vanished = replace(world, carried=None)
     if world.carried == clause.beside:
-        bound = [distance + 1 for distance in distance_field(vanished, Clause("pick up", clause.target))]
+        bound = [1 + distance for distance in distance_field(vanished, Clause("pick up", clause.target))]
     else:
         bound = distance_field(vanished, clause)
-    field_after_dropping = cache(lambda cell: distance_field(world.after_dropping(cell), clause))
     return _search(
         world,
-        {pose: 1 + bound[pose] for cell in world.empty for pose in world.facing(cell)},
-        exact=lambda pose: 1 + field_after_dropping(world.front(pose))[pose],
+        _opening(world, clause),
+        closed=inf,
+        bounds={pose: 1 + bound[pose] for pose in world.facing(world.empty)},
+        exact=lambda pose: 1 + distance_field(world.after_dropping(world.front(pose)), clause)[pose],
     )
 
 
-def _search(world: WorldMap, sources: Mapping[int, float], *, exact: Callable[[int], float] | None = None) -> Field:
-    """Dijkstra backwards from `sources` (pose -> cost of completing the clause from there).
+def _search(
+    world: WorldMap,
+    sources: Mapping[int, float],
+    *,
+    closed: float = 2,
+    bounds: Mapping[int, float] | None = None,
+    exact: Callable[[int], float] = lambda _: inf,
+) -> Field:
+    """Dijkstra backwards from `sources`: pose -> cost of completing the clause from there.
 
-    With `exact`, the costs of the sources are lower bounds, replaced by `exact(pose)` once they are the least that is left.
+    Args:
+        world: the map.
+        sources: where the search begins, and with what cost.
+        closed: cost of stepping through a closed door.
+        bounds: more sources, with lower bounds of their costs.
+        exact: the cost of a source in `bounds`; asked for once its bound is the least that is left.
     """
-    entry, strides = world.entry, _strides(world.width)
+    entry, strides = [closed if cost == 2 else cost for cost in world.entry], _strides(world.width)
     field = [inf] * (4 * len(entry))
-    queue = [(cost, exact is not None, pose) for pose, cost in sources.items() if not isinf(cost)]
+    queue = [(cost, False, pose) for pose, cost in sources.items()] + [(cost, True, pose) for pose, cost in (bounds or {}).items()]
     heapify(queue)
     while queue:
         cost, is_bound, pose = heappop(queue)
         if cost >= field[pose]:
             continue
-        if is_bound and exact is not None:
+        if is_bound:
             heappush(queue, (exact(pose), False, pose))
             continue
-        if isinf(cost):
-            break
         field[pose] = cost
         cell, heading = divmod(pose, 4)
         for turned in (4 * cell + (heading + 1) % 4, 4 * cell + (heading - 1) % 4):
             if cost + 1 < field[turned]:
                 heappush(queue, (cost + 1, False, turned))
-        behind = cell - strides[heading]
-        if not isinf(entry[behind]) and cost + entry[cell] < field[4 * behind + heading]:
-            heappush(queue, (cost + entry[cell], False, 4 * behind + heading))
+        behind = 4 * (cell - strides[heading]) + heading
+        if not isinf(entry[behind // 4]) and cost + entry[cell] < field[behind]:
+            heappush(queue, (cost + entry[cell], False, behind))
     return field
 
 
@@ -188,10 +225,10 @@ def best_actions(world: WorldMap, field: Field, pose: int) -> tuple[Action, ...]
         moves.append((Action.MOVE_FORWARD, 4 * front + heading))
     if good := tuple(action for action, reached in moves if field[reached] == here - 1):
         return good
-    if front in world.empty:
+    faced = world.cells[front]
+    if faced is None:
         return (Action.DROP,)
-    is_door = any(place == front and thing.kind == "door" for thing, place in world.places.items())
-    return (Action.TOGGLE,) if is_door else (Action.PICK_UP,)
+    return (Action.TOGGLE,) if faced.kind == "door" else (Action.PICK_UP,)
 
 
 def contribution(before: float, after: float) -> float:

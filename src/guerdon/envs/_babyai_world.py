@@ -17,11 +17,13 @@ Below both lies one more row of tiles, black but for the first tile, which shows
 could not be seen.
 """
 
+# MiniGrid declares types for part of its functions only.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ from minigrid.envs.babyai.core.roomgrid_level import RejectSampling, RoomGridLev
 from minigrid.envs.babyai.core.verifier import BeforeInstr, GoToInstr, Instr, ObjDesc, OpenInstr, PickupInstr, PutNextInstr
 from minigrid.minigrid_env import MiniGridEnv
 
-from guerdon.envs._babyai_distance import Action, Field, WorldMap, best_actions, distance_field
+from guerdon.envs._babyai_distance import WALL, Action, Field, WorldMap, best_actions, distance_field
 from guerdon.envs._babyai_words import Clause, ClauseKind, Thing
 from guerdon.errors import EnvironmentFailed, UnknownName
 from guerdon.records import Frames, array_digest
@@ -78,12 +80,18 @@ LEVELS: Mapping[str, Level] = {
 class _SealedBox(Box):
     """A box that cannot be opened."""
 
-    def toggle(self, env: MiniGridEnv, pos: tuple[int, int]) -> bool:
+    def toggle(self, env: MiniGridEnv, pos: tuple[int, int]) -> bool:  # noqa: ARG002 (the signature is MiniGrid's)
         return False
 
 
 class _Chain(BeforeInstr):
     """First one instruction, then another, which may be a chain itself (the stock class allows no nesting)."""
+
+    instr_a: Any
+    instr_b: Any
+    a_done: Any
+    """ "success" once the first instruction is completed."""
+    b_done: Any
 
     def __init__(self, first: Instr, then: Instr) -> None:
         self.instr_a, self.instr_b, self.strict = first, then, False
@@ -155,7 +163,7 @@ class _Rooms(RoomGridLevel):
                 self.add_object(column, row, thing.kind, thing.colour)
 
     def _draw_clauses(self) -> tuple[Clause, ...]:
-        things = sorted(_thing(cell) for cell in self.grid.grid if cell is not None and cell.type != "wall")
+        things = sorted(_thing(cell) for cell in self.grid.grid if cell is not None and _thing(cell) != WALL)
         objects = [thing for thing in things if thing.kind != "door"]
         doors = [thing for thing in things if thing.kind == "door"]
         drawn: list[Clause] = []
@@ -179,7 +187,7 @@ class _Rooms(RoomGridLevel):
         MiniGridEnv.step(self, action)
         if action in (Action.PICK_UP, Action.DROP):
             self.update_objs_poss()
-        return bool(self.instrs.verify(action) == "success")
+        return str(self.instrs.verify(action)) == "success"
 
 
 def _thing(cell: WorldObj) -> Thing:
@@ -210,7 +218,6 @@ class World:
         self.completed = 0
         """Number of clauses done, in order."""
         self._map: WorldMap | None = None
-        self._fields: dict[Clause, Field] = {}
         self._background: Frames | None = None
 
     @property
@@ -253,7 +260,6 @@ class World:
         self.completed = len(self.clauses) if finished else _completed(self._rooms.instrs)
         if action in (Action.PICK_UP, Action.DROP, Action.TOGGLE):
             self._map = self._background = None
-            self._fields.clear()
 
     # --- measuring ------------------------------------------------------------------------------------------------------------------
 
@@ -265,10 +271,8 @@ class World:
         return self._map
 
     def field(self, clause: Clause) -> Field:
-        """Distance-to-go of any clause for all poses, kept until something is handled."""
-        if clause not in self._fields:
-            self._fields[clause] = distance_field(self.map, clause)
-        return self._fields[clause]
+        """Distance-to-go of any clause for all poses."""
+        return distance_field(self.map, clause)
 
     def distance(self) -> float:
         """Least number of actions that complete the present clause (see `_babyai_distance`); 0 when all are done, infinite if no way is
@@ -307,23 +311,9 @@ class World:
 
 
 def _map_of(grid: Grid, carrying: WorldObj | None) -> WorldMap:
-    entry, empty, places, open_doors = [], set(), {}, set()
-    for cell, content in enumerate(grid.grid):
-        if content is None:
-            empty.add(cell)
-        elif content.type != "wall":
-            places[_thing(content)] = cell
-            if isinstance(content, Door) and content.is_open:
-                open_doors.add(_thing(content))
-        entry.append(_entry_cost(content))
-    carried = None if carrying is None else _thing(carrying)
-    return WorldMap(grid.width, grid.height, tuple(entry), frozenset(empty), places, frozenset(open_doors), carried)
-
-
-def _entry_cost(content: WorldObj | None) -> float:
-    if isinstance(content, Door):
-        return 1 if content.is_open else 2
-    return 1 if content is None else inf
+    open_doors = frozenset(_thing(content) for content in grid.grid if isinstance(content, Door) and content.is_open)
+    cells = tuple(None if content is None else _thing(content) for content in grid.grid)
+    return WorldMap(grid.width, cells, open_doors, None if carrying is None else _thing(carrying))
 
 
 def _tile(content: WorldObj | None, heading: int | None = None) -> Frames:

@@ -19,6 +19,7 @@ A task's `spec` (JSON-ready):
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ from guerdon.envs._babyai_world import VIEWS, World
 from guerdon.errors import EnvironmentFailed, UnknownName
 from guerdon.interfaces import Environment, Observation, Step
 from guerdon.records import Task
+from guerdon.seeding import generator, stream_seed
 
 ACTION_NAMES: tuple[str, ...] = tuple(action.words for action in Action)
 
@@ -126,6 +128,13 @@ class BabyAI(Environment):
         return Step(Observation(self._world.draw(self.views)), progress, self._world.done)
 
     @classmethod
+    def sample_task(cls, seed: int) -> Task:
+        """A short task, the same for the same seed: for trying the world out, and for the battery that all environments pass."""
+        layouts = (stream_seed(seed, "sample", attempt) % 2**31 for attempt in itertools.count())
+        tasks = (new_task("two-rooms", layout, 2, generator(seed, "sample words"), step_limit=100) for layout in layouts)
+        return next(task for task in tasks if task is not None)
+
+    @classmethod
     def randomise_start(cls, task: Task, random: np.random.Generator) -> Task:
         """The same task from another cell and heading, from where it can be carried out.
 
@@ -137,9 +146,8 @@ class BabyAI(Environment):
         spec = _Spec.read(task)
         if spec.start is not None:
             raise EnvironmentFailed("the task has a randomised start already", where=f"task {task.id}")
-        world = build_world(task)
-        shortest = plan_length(world)
-        for start in _other_starts(world, random):
+        shortest = plan_length(build_world(task))
+        for start in _other_starts(build_world(task), random):
             moved = replace(task, id=f"{task.id}/randomised", start="randomised", spec=replace(spec, start=start).to_record())
             actions = plan_length(build_world(moved))
             if shortest is not None and actions is not None:

@@ -16,8 +16,8 @@ from guerdon.runs import Run
 class DataOptions:
     """How to read a dataset that does not say so itself."""
 
-    views: tuple[str, ...] = ()
-    """Cameras to use (names of picture observations); the dataset's own if not given."""
+    view_keys: tuple[str, ...] = ()
+    """Which observations are camera pictures, the default camera first; found by themselves if not given."""
     instruction_key: str = ""
     """Where the words are: an observation, info or episode metadata key, e.g. "mission"; found by itself if not given."""
     instruction: str = ""
@@ -25,7 +25,7 @@ class DataOptions:
 
     def as_options(self) -> dict[str, Any]:
         """The settings that were given, in the form `open_dataset` takes."""
-        given = {"views": list(self.views), "instruction_key": self.instruction_key, "instruction": self.instruction}
+        given = {"views": list(self.view_keys), "instruction_key": self.instruction_key, "instruction": self.instruction}
         return {name: value for name, value in given.items() if value}
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from tyro.conf import Positional
 
 from guerdon.errors import RewardError, UsageError
+from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet
 from guerdon.recipes.data import dataset_of
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.rewards.check import Finding, check_rewards
 from guerdon.rewards.column import RewardColumn
-from guerdon.rewards.compose import compose, names_in, reward_statistics
+from guerdon.rewards.compose import compose, controls, names_in, reward_statistics
 from guerdon.runs import Manifest, Run
 
 
@@ -31,6 +32,8 @@ class Config:
     """Name of the reward column; arms of a comparison go by it."""
     gamma: float = 0.97
     """Discount factor, for potential(...) and for the checks."""
+    controls: bool = False
+    """Also compose constant_NAME and shuffled_NAME, in which labels are replaced by ones without content."""
     seed: int = 0
     """Seed of shuffled(...)."""
 
@@ -46,14 +49,15 @@ class ComposedReward:
     """A reward column on disk and what was seen in it."""
 
     path: Path
+    expression: str
     column: RewardColumn
     statistics: Mapping[str, Any]
     findings: tuple[Finding, ...]
 
 
 @callable_with_settings(Config)
-def reward(config: Config) -> ComposedReward:
-    """Writes RUN/rewards/NAME.parquet.
+def reward(config: Config) -> list[ComposedReward]:
+    """Writes RUN/rewards/NAME.parquet, and its controls if they are asked for.
 
     Raises:
         RewardError: for an expression that cannot be read or computed.
@@ -61,16 +65,23 @@ def reward(config: Config) -> ComposedReward:
     """
     run = Run.open(config.run)
     dataset = dataset_of(run)
-    label_sets = {name: _labels(run, name) for name in sorted(names_in(config.compose))}
-    column = compose(label_sets, dataset, config.compose, gamma=config.gamma, seed=config.seed)
+    wanted = {config.name: config.compose}
+    if config.controls:
+        wanted |= {f"{control}_{config.name}": expression for control, expression in controls(config.compose).items()}
+    return [_compose(run, dataset, config, name, expression) for name, expression in wanted.items()]
+
+
+def _compose(run: Run, dataset: Dataset, config: Config, name: str, expression: str) -> ComposedReward:
+    label_sets = {label_set: _labels(run, label_set) for label_set in sorted(names_in(expression))}
+    column = compose(label_sets, dataset, expression, gamma=config.gamma, seed=config.seed)
     findings = tuple(check_rewards(column, dataset, gamma=config.gamma))
-    path = run.part("rewards", config.name).with_suffix(".parquet")
+    path = run.part("rewards", name).with_suffix(".parquet")
     column.write(path)
     statistics = reward_statistics(column)
     inputs = {"dataset": dataset.fingerprint} | {f"labels/{name}": labels.fingerprint for name, labels in label_sets.items()}
     results = {**statistics, "findings": [finding.to_record() for finding in findings], "fingerprint": column.fingerprint}
-    run.finish(path, Manifest({**as_record(config), "expression": config.compose}, inputs, results))
-    return ComposedReward(path, column, statistics, findings)
+    run.finish(path, Manifest({**as_record(config), "name": name, "expression": expression}, inputs, results))
+    return ComposedReward(path, expression, column, statistics, findings)
 
 
 def _labels(run: Run, name: str) -> LabelSet:

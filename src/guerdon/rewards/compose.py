@@ -11,6 +11,7 @@ An expression uses + - * / and brackets over numbers and these names and functio
     potential(x)    gamma * phi(t+1) - phi(t) with phi(t) = (x(0) + ... + x(t-1)) / T: potential-based shaping, policy invariant
                     (Ng, Harada and Russell 1999)
     shuffled(x)     the known values of x in random order within each episode: same distribution, no content (a control)
+    constant(NAME)  the label set's highest value wherever it has a value: what a rater who praises everything would give (a control)
 
 Unknown stays unknown: a transition without a label has no reward, whatever else the expression adds. Rows are never dropped.
 """
@@ -37,7 +38,7 @@ Array = npt.NDArray[np.float64]
 _OPERATORS: dict[type[ast.operator], Callable[[Array, Array], Array]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
-_FUNCTIONS = ("potential", "shuffled")
+_FUNCTIONS = ("potential", "shuffled", "constant")
 _BUILT_IN = ("sparse", "original", "oracle")
 
 
@@ -58,6 +59,32 @@ def names_in(expression: str) -> set[str]:
     """Names of the label sets that an expression uses. Raises RewardError if it cannot be read."""
     used = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
     return used - set(_BUILT_IN) - set(_FUNCTIONS)
+
+
+def controls(expression: str) -> dict[str, str]:
+    """The expression with every label set replaced by one without content: "constant" and "shuffled". Empty if it uses no labels.
+
+    >>> controls("0.1 * rg_vlm + sparse")
+    {'constant': '0.1 * constant(rg_vlm) + sparse', 'shuffled': '0.1 * shuffled(rg_vlm) + sparse'}
+    """
+    labels = names_in(expression)
+    return {name: ast.unparse(_Wrapped(labels, name).visit(_parse(expression))) for name in ("constant", "shuffled") if labels}
+
+
+class _Wrapped(ast.NodeTransformer):
+    """Puts the names of label sets into a function."""
+
+    def __init__(self, labels: set[str], function: str) -> None:
+        self._labels, self._function = labels, function
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 -- ast's own naming
+        return self._wrap(node) if node.id in self._labels else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802 -- ast's own naming
+        return self._wrap(node)
+
+    def _wrap(self, node: ast.expr) -> ast.expr:
+        return ast.Call(ast.Name(self._function, ast.Load()), [node], [])
 
 
 def compose(
@@ -131,6 +158,8 @@ class _Terms:
                 return potential_shaping(np.concatenate([[0.0], total / self.info.length]), self.gamma)
             case ast.Call(func=ast.Name(id="shuffled"), args=[argument]):
                 return self._shuffled(np.broadcast_to(self.evaluate(argument), (self.info.length,)))
+            case ast.Call(func=ast.Name(id="constant"), args=[argument]):
+                return self._constant(argument)
             case _:
                 raise AssertionError(f"the parser let {ast.dump(node)} through")
 
@@ -156,6 +185,16 @@ class _Terms:
         if contribution is None:
             raise RewardError("the dataset holds no ground truth", where="name 'oracle'", cure="Use labels instead.")
         return np.where(np.isnan(contribution), np.nan, contribution > 0)
+
+    def _constant(self, argument: ast.expr) -> Array:
+        match argument:
+            case ast.Name(id=name) if name in self.label_sets:
+                highest = 1.0
+            case ast.Attribute(value=ast.Name(id=name)):
+                highest = self.label_sets[name].scale[1]
+            case _:
+                raise RewardError(f"constant(...) takes the name of a label set, not '{ast.unparse(argument)}'")
+        return np.where(np.isfinite(self._raw(name)), highest, np.nan)
 
     def _shuffled(self, values: Array) -> Array:
         known = np.isfinite(values)

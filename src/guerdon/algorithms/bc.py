@@ -1,0 +1,57 @@
+"""Behaviour cloning: do what the recorded behaviour did.
+
+The problem it solves here: whether a reward helps can only be seen against a policy that was learned without one, on the same data, with
+the same network. The loss is the mean of -log π(a | pictures so far, instruction) over all recorded transitions, whatever their rewards.
+
+Reads batches of `guerdon.transitions`; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from guerdon.interfaces import Algorithm
+from guerdon.losses import cloning_loss, masked_mean
+from guerdon.networks import Optimiser, PolicyNetwork, seeded
+from guerdon.transitions import Batch, ObservationSpec
+
+
+class BC(Algorithm):
+    """Behaviour cloning."""
+
+    name: ClassVar[str] = "bc"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of behaviour cloning."""
+
+        network: PolicyNetwork.Config = field(default_factory=PolicyNetwork.Config)
+        """The policy's network."""
+        optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
+        """How the network is fitted."""
+
+    def __init__(self, spec: ObservationSpec, config: Config, *, seed: int, updates: int) -> None:
+        """Args: spec: what the policy sees and does; seed: of the initial weights; updates: how many there will be."""
+        with seeded(seed, "bc"):
+            self.policy = PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=len(spec.action_names), config=config.network)
+        self._optimiser = Optimiser(self.policy.parameters(), config.optimiser, updates=updates)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        memory = self.policy.trunk.remember(batch.prefix)
+        features, _ = self.policy.trunk(batch.rows, memory)
+        logits = self.policy.head(features)
+        loss = masked_mean(cloning_loss(logits, batch.action), batch.acted)
+        correct = (logits.argmax(-1) == batch.action).float()
+        norm = self._optimiser.step(loss)
+        return {"policy_loss": loss.detach(), "accuracy": masked_mean(correct, batch.acted), "gradient_norm": norm}
+
+    def state(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "optimiser": self._optimiser.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self._optimiser.load_state(state["optimiser"])

@@ -1,0 +1,135 @@
+"""Implicit Q-learning (Kostrikov, Nair, Levine, ICLR 2022) for a policy that reads an instruction and remembers the episode.
+
+The problem it solves here: recorded behaviour reaches its goal by detours, and a reward says which actions helped. IQL learns values from
+the recorded actions alone (it never asks what an unseen action would be worth) and then clones the actions in proportion to their
+advantage:
+
+    (1) value    L2^τ( min(Q̂₁, Q̂₂)(s, a) - V(s) )
+    (2) critics  ( r + γ (1 - d) V(s') - Qᵢ(s, a) )²,  i = 1, 2
+    (3) policy   - min( exp(β (min(Q̂₁, Q̂₂)(s, a) - V(s))), ceiling ) log π(a | s)
+
+One trunk serves the policy, the value and both critics; the target critics Q̂ have a trunk of their own, and follow by a moving average.
+The three losses are added and minimised by one optimiser: each is taken at the weights that the update starts from. V(s') is read from
+the row of the next observation, so a batch passes once through the trunk and once, without gradient, through its target.
+
+A transition whose reward is unknown is left out of all three losses; its picture still passes through the memory. Rewards are in the
+units of the reward column: with β = 5 and a column like "0.1 * score + 1 at the end" advantages stay below about 0.5, where the weights
+tell actions apart instead of hitting their ceiling.
+
+Reads batches of `guerdon.transitions`; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from guerdon.interfaces import Algorithm
+from guerdon.losses import advantage_weight, expectile_loss, masked_mean, temporal_difference_target, weighted_cloning_loss
+from guerdon.networks import Optimiser, PolicyNetwork, Sequences, Trunk, head, seeded
+from guerdon.transitions import Batch, ObservationSpec
+
+
+class _Critics(nn.Module):
+    """Two action values on one trunk."""
+
+    def __init__(self, trunk: Trunk, heads: nn.ModuleList) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, heads
+
+    def values(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """(Q₁(s, a), Q₂(s, a)), each (R,)."""
+        first, second = (critic(features).gather(-1, action[:, None]).squeeze(-1) for critic in self.heads)
+        return first, second
+
+    @torch.no_grad()
+    def lower(self, rows: Sequences, prefix: Sequences | None, action: Tensor) -> Tensor:
+        """min(Q₁, Q₂)(s, a), (R,), without gradient."""
+        features, _ = self.trunk(rows, self.trunk.remember(prefix))
+        return torch.minimum(*self.values(features, action))
+
+
+class IQL(Algorithm):
+    """Implicit Q-learning with twin critics."""
+
+    name: ClassVar[str] = "iql"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of implicit Q-learning."""
+
+        discount: float = 0.97
+        """γ: what a reward one step later is worth."""
+        expectile: float = 0.8
+        """τ of the value loss: 0.5 gives the mean over recorded actions, 1 the best of them."""
+        inverse_temperature: float = 5.0
+        """β: how strongly the policy prefers actions of high advantage; 0 gives behaviour cloning."""
+        weight_ceiling: float = 100.0
+        """Largest weight of a transition in the policy loss."""
+        target_rate: float = 0.005
+        """κ: share of the online weights that the target takes over at each update."""
+        reward_scale: float = 1.0
+        """Factor on all rewards; advantages grow with it."""
+        network: PolicyNetwork.Config = field(default_factory=PolicyNetwork.Config)
+        """The network of policy, value and critics."""
+        optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
+        """How the network is fitted."""
+
+    def __init__(self, spec: ObservationSpec, config: Config, *, seed: int, updates: int) -> None:
+        """Args: spec: what the policy sees and does; seed: of the initial weights; updates: how many there will be."""
+        self.config = config
+        actions, width = len(spec.action_names), config.network.width
+        with seeded(seed, "iql"):
+            self.policy = PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=actions, config=config.network)
+            self._value = head(width, 1)
+            self._critics = _Critics(self.policy.trunk, nn.ModuleList([head(width, actions), head(width, actions)]))
+        self._target = deepcopy(self._critics).requires_grad_(False)
+        learned = [*self.policy.parameters(), *self._value.parameters(), *self._critics.heads.parameters()]
+        self._optimiser = Optimiser(learned, config.optimiser, updates=updates)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The three losses, each (R,): one number per row, meaningless where no reward is known."""
+        c = self.config
+        features, _ = self.policy.trunk(batch.rows, self.policy.trunk.remember(batch.prefix))
+        target_q = self._target.lower(batch.rows, batch.prefix, batch.action)
+        value = self._value(features).squeeze(-1)
+        next_value = value.detach().roll(-1)
+        goal = temporal_difference_target(c.reward_scale * batch.reward, next_value, batch.terminal, c.discount)
+        first, second = self._critics.values(features, batch.action)
+        weight = advantage_weight(target_q - value, c.inverse_temperature, c.weight_ceiling)
+        return {
+            "value_loss": expectile_loss(target_q - value, c.expectile),
+            "critic_loss": (first - goal).square() + (second - goal).square(),
+            "policy_loss": weighted_cloning_loss(self.policy.head(features), batch.action, weight),
+        }
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        means = {name: masked_mean(loss, batch.known) for name, loss in self.losses(batch).items()}
+        norm = self._optimiser.step(torch.stack(list(means.values())).sum())
+        self._follow()
+        return {**{name: mean.detach() for name, mean in means.items()}, "gradient_norm": norm}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        torch._foreach_lerp_(list(self._target.parameters()), list(self._critics.parameters()), self.config.target_rate)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "value": self._value.state_dict(),
+            "critics": self._critics.heads.state_dict(),
+            "target": self._target.state_dict(),
+            "optimiser": self._optimiser.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self._value.load_state_dict(state["value"])
+        self._critics.heads.load_state_dict(state["critics"])
+        self._target.load_state_dict(state["target"])
+        self._optimiser.load_state(state["optimiser"])

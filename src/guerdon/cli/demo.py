@@ -1,0 +1,28 @@
+"""Do all of it once, small: demonstrations, labels, rewards, policies, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from guerdon import discover
+from guerdon.cli import _show
+from guerdon.cli._parse import parse, values_of_flag
+from guerdon.recipes import demo, label
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`guerdon demo`, or `guerdon demo --vlm google:MODEL`."""
+    specs = values_of_flag("--vlm", arguments, demo.Config.vlm)
+    providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
+    sections = {"_settings": demo.Config} | {name: discover.load("providers", name).Config for name in providers}
+    parsed = parse("demo", __doc__ or "", sections, arguments)
+    began = time.monotonic()
+    done = demo.demo.of(replace(parsed["_settings"], rater_settings=label.chosen_settings({name: parsed[name] for name in providers})))
+    _show.returns(done.rows)
+    print(f"rater: {done.labelled.labels.metadata['rater']}")
+    if "scripted" in providers:
+        print("       (a script that answers from the simulator's ground truth, with mistakes: no evidence about any real model)")
+    print(f"report: {done.report.resolve()}\ntotal:  {time.monotonic() - began:.0f} s")
+    return 0

@@ -1,0 +1,95 @@
+"""Independent jobs side by side: one process each, one thread each, one progress bar for all.
+
+Several one-thread processes are faster than one process with several threads for networks as small as ours, and they do not disturb each
+other when something else keeps a core busy.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from multiprocessing.sharedctypes import SynchronizedArray
+from typing import TypeVar
+
+from guerdon.recipes.progress import Progress
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Work = Callable[[Job, Progress], Result]
+"""Carries out a job and reports (done, total)."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_SECONDS_BETWEEN_LOOKS = 0.5
+_PARTS = 1000
+
+_shared: SynchronizedArray[int] | None = None
+"""In a worker process: thousandths done of each job."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Result]:
+    """Results of `work` in the order of `jobs`; the first error stops the rest and is raised.
+
+    Args:
+        work: a function at the top level of a module; it runs in processes of its own if there are several jobs and workers.
+        workers: processes at a time; 0 for as many as there are cores.
+    """
+    workers = min(workers or usable_cores(), len(jobs))
+    total = _PARTS * len(jobs)
+    if workers <= 1:
+        results = []
+        for number, job in enumerate(jobs):
+            results.append(work(job, lambda done, of, n=number: progress(n * _PARTS + _PARTS * done // max(of, 1), total)))  # type: ignore[misc]
+        progress(total, total)
+        return results
+    return _run_in_processes(work, jobs, workers, lambda done: progress(done, total))
+
+
+def _run_in_processes(work: Work[Job, Result], jobs: Sequence[Job], workers: int, report: Callable[[int], None]) -> list[Result]:
+    context = multiprocessing.get_context("spawn")
+    shared = context.Array("q", len(jobs))
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))  # read by the numeric libraries when a child starts
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(shared,)) as pool:
+            futures: list[Future[Result]] = [pool.submit(_work_one, work, number, job) for number, job in enumerate(jobs)]
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_EXCEPTION)
+                if any(future.exception() for future in done):
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    break
+                report(sum(shared[:]))
+        for future in futures:
+            if not future.cancelled():
+                future.result()  # raises the error of the job that failed, before any complaint about cancelled ones
+        return [future.result() for future in futures]
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _begin_worker(shared: SynchronizedArray[int]) -> None:
+    global _shared
+    _shared = shared
+
+
+def _work_one(work: Work[Job, Result], number: int, job: Job) -> Result:
+    shared = _shared
+    assert shared is not None
+
+    def report(done: int, of: int) -> None:
+        shared[number] = _PARTS * done // max(of, 1)
+
+    result = work(job, report)
+    shared[number] = _PARTS
+    return result

@@ -1,0 +1,148 @@
+"""Training policies in a run folder: one for each reward column and seed, side by side on the cores there are."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional, Suppress
+
+from guerdon.errors import UsageError
+from guerdon.recipes.data import dataset_of
+from guerdon.recipes.parallel import run_jobs
+from guerdon.recipes.progress import Progress, progress_bar
+from guerdon.recipes.settings import as_record, callable_with_settings
+from guerdon.rewards.column import RewardColumn
+from guerdon.runs import Manifest, Run
+
+WITHOUT_REWARDS = ("bc",)
+"""Algorithms that imitate and read no rewards; their arm goes by their own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train."""
+
+    run: Positional[Path]
+    """The run folder."""
+    rewards: tuple[str, ...] = ("both",)
+    """Names of reward columns (guerdon reward); each becomes an arm of the comparison."""
+    algorithm: str = "iql"
+    """How to learn: iql, or bc, which imitates and reads no rewards."""
+    seeds: int = 3
+    """Number of policies for each arm, trained from seeds 0, 1, ..."""
+    updates: int = 3000
+    """Gradient steps of each policy."""
+    views: tuple[str, ...] = ()
+    """Cameras that the policy looks through; the dataset's first one if not given."""
+    jobs: int = 0
+    """Policies trained at a time, one core each; as many as there are cores if 0."""
+    tensorboard: bool = False
+    """Also write TensorBoard logs into each policy's folder."""
+    quiet: bool = False
+    """No progress bars."""
+    algorithm_settings: Suppress[Any] = None
+    """Config of the algorithm; its defaults if not given."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.updates < 1 or self.jobs < 0:
+            raise UsageError("seeds and updates are at least 1, jobs at least 0")
+        if self.algorithm not in WITHOUT_REWARDS and not self.rewards:
+            raise UsageError(f"{self.algorithm} needs at least one reward column", cure="Name it: --rewards NAME")
+
+    def arms(self) -> dict[str, str | None]:
+        """Name of each arm and the reward column it learns from."""
+        if self.algorithm in WITHOUT_REWARDS:
+            return {self.algorithm: None}
+        return {name if self.algorithm == "iql" else f"{name}_{self.algorithm}": name for name in self.rewards}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One policy to be trained."""
+
+    config: Config
+    arm: str
+    reward: str | None
+    seed: int
+
+    @property
+    def part(self) -> Path:
+        """Folder of the policy."""
+        return self.config.run / "policies" / self.arm / f"seed-{self.seed}"
+
+
+@callable_with_settings(Config)
+def train(config: Config) -> list[Path]:
+    """Writes RUN/policies/ARM/seed-K/ and returns the folders. Policies that are there and were made from the same inputs are kept.
+
+    Raises:
+        RunError: if a reward column is not there.
+        RewardError, DatasetError, UsageError: each says what to do.
+    """
+    jobs = jobs_of(config)
+    train_jobs(jobs, workers=config.jobs, quiet=config.quiet)
+    return [job.part for job in jobs]
+
+
+def jobs_of(config: Config) -> list[Job]:
+    """The policies that a Config asks for; reward columns are checked to be there."""
+    run = Run.open(config.run)
+    for reward in filter(None, config.arms().values()):
+        _rewards_of(run, reward)
+    return [Job(config, arm, reward, seed) for seed in range(config.seeds) for arm, reward in config.arms().items()]
+
+
+def train_jobs(jobs: list[Job], *, workers: int, quiet: bool = False) -> None:
+    """Trains several arms' policies side by side."""
+    arms = dict.fromkeys(job.arm for job in jobs)
+    with progress_bar(f"training {', '.join(arms)}", quiet=quiet) as progress:
+        run_jobs(_train_one, jobs, workers=workers, progress=progress)
+
+
+def inputs_of(run: Run, reward: str | None) -> dict[str, str]:
+    """Fingerprints of what a policy is made from."""
+    rewards = {} if reward is None else {"rewards": _rewards_of(run, reward).fingerprint}
+    return {"dataset": run.dataset_fingerprint} | rewards
+
+
+def _rewards_of(run: Run, name: str) -> RewardColumn:
+    part = run.part("rewards", name).with_suffix(".parquet")
+    run.require(part, {"dataset": run.dataset_fingerprint})
+    return RewardColumn.read(part)
+
+
+def _train_one(job: Job, progress: Progress) -> None:
+    import torch
+
+    from guerdon.training.offline import train as train_policy
+    from guerdon.transitions import Transitions
+
+    torch.set_num_threads(1)
+    run = Run.open(job.config.run)
+    asked = as_record(replace(job.config, run=Path(), rewards=(), seeds=1, jobs=0, quiet=False)) | {"arm": job.arm, "reward": job.reward}
+    inputs = inputs_of(run, job.reward)
+    manifest = run.manifest(job.part)
+    if manifest is not None:
+        if (manifest["config"], manifest["inputs"]) == (asked, inputs):
+            return
+        shutil.rmtree(job.part)
+    values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else _rewards_of(run, job.reward).values
+    transitions = Transitions.build(dataset_of(run), values, views=job.config.views)
+    began = time.monotonic()
+    train_policy(
+        transitions, job.config.algorithm, job.config.algorithm_settings, updates=job.config.updates, seed=job.seed, out=job.part,
+        progress=progress, tensorboard=job.config.tensorboard,
+    )  # fmt: skip
+    results = {
+        "seconds": time.monotonic() - began,
+        "updates": job.config.updates,
+        "transitions": len(transitions),
+        "coverage": transitions.coverage,
+        "seed": job.seed,
+    }
+    run.finish(job.part, Manifest(asked, inputs, results))

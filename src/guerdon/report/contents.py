@@ -1,0 +1,211 @@
+"""What a run folder holds, read without trusting it.
+
+A report is written for whatever is there: a run with labels only, a run in which an evaluation was interrupted, a folder somebody edited.
+So reading never stops at the first bad file. What cannot be used is left out and named in `Contents.problems`, in words for the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from guerdon.errors import GuerdonError, RunError
+from guerdon.evaluation.tasks import TaskList
+from guerdon.labels import LabelSet
+from guerdon.runs import Run, read_json
+
+Value = TypeVar("Value")
+
+_GIF = (b"GIF87a", b"GIF89a")
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number, else None: what is not known is not zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def text(value: Any) -> str:
+    """`value` if it is text, else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part of a run: its name and its manifest."""
+
+    kind: str
+    """Folder: "labels", "rewards", "policies" or "evaluations"."""
+    name: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    results: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time that the part took, if it was recorded."""
+        return number(self.results.get("seconds"))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A recorded episode of a policy."""
+
+    arm: str
+    task: str
+    instruction: str
+    start: str
+    wording: str
+    length: int
+    share: float | None
+    """Share of the task completed."""
+    steps: int | None
+    path: Path
+    """GIF file."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything the report is made from."""
+
+    run: Run
+    labels: Mapping[str, tuple[Part, LabelSet]]
+    rewards: Mapping[str, Part]
+    policies: Mapping[str, tuple[Part, ...]]
+    """Arm -> one part per seed."""
+    evaluations: Mapping[str, tuple[Part, ...]]
+    rows: tuple[Mapping[str, Any], ...]
+    """Evaluation rows of all arms."""
+    rollouts: tuple[Rollout, ...]
+    tasks: TaskList | None
+    problems: tuple[str, ...] = field(default=())
+    """What could not be used, one sentence each."""
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """All finished parts, in the order of the work."""
+        yield from (part for part, _ in self.labels.values())
+        yield from self.rewards.values()
+        for group in (self.policies, self.evaluations):
+            for parts in group.values():
+                yield from parts
+
+
+def read_contents(path: Path) -> Contents:
+    """Reads a run folder. Raises RunError only if it is none."""
+    return _Reader(Run.open(path)).read()
+
+
+class _Reader:
+    """Reads the parts of one run and gathers what is wrong with them."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.problems: list[str] = []
+
+    def read(self) -> Contents:
+        rows = tuple(row for path in self._files("evaluations/*/seed-*.jsonl") for row in self._rows(path))
+        return Contents(
+            run=self.run,
+            labels={part.name: (part, labels) for path in self._files("labels/*.parquet") for part, labels in self._label_set(path)},
+            rewards={part.name: part for path in self._files("rewards/*.parquet") for part in self._part("rewards", path, path.stem)},
+            policies=self._by_arm("policies", "policies/*/seed-*/"),
+            evaluations=self._by_arm("evaluations", "evaluations/*/seed-*.jsonl"),
+            rows=rows,
+            rollouts=tuple(rollout for path in self._files("evaluations/*/rollouts-*/index.json") for rollout in self._rollouts(path)),
+            tasks=next((tasks for path in self._files("tasks.json") if (tasks := self._tried(TaskList.load, path))), None),
+            problems=tuple(dict.fromkeys(self.problems)),
+        )
+
+    def _files(self, pattern: str) -> list[Path]:
+        return sorted(self.run.path.glob(pattern))
+
+    def _tried(self, function: Callable[[Path], Value], path: Path) -> Value | None:
+        try:
+            return function(path)
+        except GuerdonError as error:
+            self.problems.append(str(error))
+        except OSError as error:
+            self.problems.append(f"{path}: cannot be read ({type(error).__name__}).")
+        return None
+
+    def _part(self, kind: str, path: Path, name: str) -> Iterator[Part]:
+        """The finished part at `path`, or nothing and a problem."""
+        manifest = self._tried(self.run.manifest, path)
+        if manifest is None:
+            self.problems.append(f"{self._place(path)} is not finished (it has no manifest) and was left out.")
+            return
+        fields = (mapping(mapping(manifest).get(key)) for key in ("config", "inputs", "results", "provenance"))
+        yield Part(kind, name, *fields)
+
+    def _label_set(self, path: Path) -> Iterator[tuple[Part, LabelSet]]:
+        for part in self._part("labels", path, path.stem):
+            labels = self._tried(LabelSet.read, path)
+            if labels is not None:
+                yield part, labels
+
+    def _by_arm(self, kind: str, pattern: str) -> dict[str, tuple[Part, ...]]:
+        found: dict[str, tuple[Part, ...]] = {}
+        for path in self._files(pattern):
+            for part in self._part(kind, path, path.stem):
+                found[path.parent.name] = (*found.get(path.parent.name, ()), part)
+        return found
+
+    def _rows(self, path: Path) -> list[Mapping[str, Any]]:
+        if not self.run.manifest_path(path).is_file():
+            return []
+        return self._tried(_json_lines, path) or []
+
+    def _rollouts(self, path: Path) -> Iterator[Rollout]:
+        index = self._tried(read_json, path)
+        for entry in index if isinstance(index, list) else ():
+            item = mapping(entry)
+            file = path.parent / Path(text(item.get("file"))).name
+            if not _is_gif(file):
+                self.problems.append(f"{self._place(path)} names a rollout that is no GIF file beside it: {text(item.get('file'))!r}.")
+                continue
+            named = {key: text(item.get(key)) for key in ("task", "instruction", "start", "wording")}
+            steps = number(item.get("steps"))
+            yield Rollout(
+                arm=path.parent.parent.name,
+                length=int(number(item.get("length")) or 0),
+                share=number(item.get("return")),
+                steps=None if steps is None else int(steps),
+                path=file,
+                **named,
+            )
+
+    def _place(self, path: Path) -> str:
+        return str(path.relative_to(self.run.path))
+
+
+def _json_lines(path: Path) -> list[Mapping[str, Any]]:
+    rows: list[Mapping[str, Any]] = []
+    for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunError(f"line {line_number} is no JSON ({type(error).__name__}); the file was left out", where=str(path)) from error
+        if not isinstance(row, dict):
+            raise RunError(f"line {line_number} is no record; the file was left out", where=str(path))
+        rows.append(row)
+    return rows
+
+
+def _is_gif(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(6) in _GIF
+    except OSError:
+        return False

@@ -1,0 +1,278 @@
+"""Learning from recorded transitions: the loop, its checkpoints and its records. Knows no algorithm.
+
+The problem: a training run must give the same numbers when it is repeated, and the same numbers when it is killed and started again. So
+its length is counted in updates, never in seconds (`updates_within` says how many fit into a time), and everything that the next update
+depends on goes into one checkpoint file that is replaced as a whole.
+
+Reads transitions. Writes into a folder:
+
+    metrics.jsonl            one line per `log_every` updates: means of the algorithm's metrics, and seconds spent
+    checkpoint.safetensors   weights, optimiser, place in the data
+    tensorboard/             the metrics once more, on request
+    policy.safetensors       the weights needed to act
+    policy.json              what the policy sees, how it was made, digest of its weights; written last, so it means "finished"
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guerdon import discover
+from guerdon.errors import MissingExtra, PolicyError, StaleInput, UsageError
+from guerdon.records import canonical_json
+from guerdon.runs import writing
+from guerdon.training.policy import RECORD, read_record, read_tensors, save_policy, write_tensors
+from guerdon.transitions import Sampler, Transitions
+
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called at every line of metrics with the updates made, the updates to make, and the metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How long to train, and on how much at a time."""
+
+    updates: int = 1500
+    """Gradient steps."""
+    sequences: int = 8
+    """Episodes (or pieces of long ones) in a batch."""
+    context: int = 64
+    """Most transitions that a gradient reaches back through; memory always reaches to the start of the episode."""
+    log_every: int = 50
+    """Updates between two lines of metrics."""
+    checkpoint_every: int = 500
+    """Updates between two checkpoints; a multiple of log_every."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
+        if self.checkpoint_every % self.log_every:
+            raise UsageError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})")
+
+
+def use_one_thread() -> None:
+    """Keeps torch to one thread in this process: two runs side by side on two cores are faster than one run on both."""
+    torch.set_num_threads(1)
+
+
+def train(
+    transitions: Transitions,
+    algorithm_name: str,
+    config: Config | None = None,
+    *,
+    seed: int,
+    out: Path,
+    settings: Any = None,
+    progress: Progress | None = None,
+    tensorboard: bool = False,
+    resume: bool = True,
+) -> Path:
+    """Trains one policy; goes on where an earlier call with the same arguments stopped, with the same numbers as if it had not.
+
+    Args:
+        transitions: what to learn from.
+        algorithm_name: a file of `guerdon.algorithms`, e.g. "iql".
+        config: length and batches; None takes the defaults.
+        seed: of the initial weights and of the order of the data.
+        out: folder of this policy.
+        settings: the algorithm's own `Config`; None takes its defaults.
+        progress: told about every line of metrics.
+        tensorboard: also write the metrics for TensorBoard.
+        resume: False begins anew, whatever lies in `out`.
+
+    Returns:
+        `out`, ready for `guerdon.training.policy.load_policy`.
+
+    Raises:
+        UnknownName: if there is no such algorithm.
+        StaleInput: if `out` holds a run on other data, with other settings or another seed.
+        PolicyError: if the loss stops being a finite number.
+        WriteFailed: if the disk is full or not writable.
+    """
+    run = _TrainingRun(transitions, algorithm_name, config or Config(), settings, seed, Path(out))
+    if not resume:
+        run.clear()
+    if not run.is_finished():
+        run.restore()
+        run.learn(_listeners(run.out, progress, tensorboard))
+    return run.out
+
+
+def updates_within(
+    seconds: float, transitions: Transitions, algorithm_name: str, config: Config | None = None, *, settings: Any = None, trial: int = 12
+) -> int:
+    """How many updates take about `seconds` on this machine as busy as it is now, from timing `trial` of them; nothing is kept.
+
+    The number differs from one call to the next: write it down, and train with `Config(updates=...)` to be repeatable.
+    """
+    config = config or Config()
+    algorithm = _algorithm(transitions, algorithm_name, settings, seed=0, updates=config.updates)
+    sampler = Sampler(transitions, sequences=config.sequences, context=config.context, seed=0)
+    algorithm.update(sampler.draw())
+    begin = time.perf_counter()
+    for _ in range(trial):
+        algorithm.update(sampler.draw())
+    return max(1, int(seconds * trial / (time.perf_counter() - begin)))
+
+
+def _algorithm(transitions: Transitions, name: str, settings: Any, *, seed: int, updates: int) -> Any:
+    chosen = discover.load("algorithms", name)
+    return chosen(transitions.spec, settings or chosen.Config(), seed=seed, updates=updates)
+
+
+class _TrainingRun:
+    """The state of one run: algorithm, place in the data, updates made; and its folder."""
+
+    def __init__(self, transitions: Transitions, name: str, config: Config, settings: Any, seed: int, out: Path) -> None:
+        self.config, self.out, self.spec = config, out, transitions.spec
+        settings = settings or discover.load("algorithms", name).Config()
+        self.algorithm = _algorithm(transitions, name, settings, seed=seed, updates=config.updates)
+        self.sampler = Sampler(transitions, sequences=config.sequences, context=config.context, seed=seed)
+        self.made = 0
+        self.seconds = 0.0
+        self.asked = {
+            "algorithm": name,
+            "settings": asdict(settings),
+            "updates": config.updates,
+            "sequences": config.sequences,
+            "context": config.context,
+            "seed": seed,
+            "data": transitions.fingerprint,
+        }
+        """Everything that decides the result."""
+
+    def clear(self) -> None:
+        for name in (RECORD, CHECKPOINT, METRICS):
+            (self.out / name).unlink(missing_ok=True)
+
+    def is_finished(self) -> bool:
+        if not (self.out / RECORD).is_file():
+            return False
+        self._check(read_record(self.out).get("training", {}), self.out / RECORD)
+        return True
+
+    def restore(self) -> None:
+        path = self.out / CHECKPOINT
+        if not path.is_file():
+            return
+        tensors, record = read_tensors(path)
+        self._check(record.get("asked", {}), path)
+        self.algorithm.load_state(_nest(tensors))
+        self.sampler.load_state(record["sampler"])
+        self.made, self.seconds = record["made"], record["seconds"]
+
+    def _check(self, found: Mapping[str, Any], path: Path) -> None:
+        differing = [name for name, value in self.asked.items() if canonical_json(found.get(name)) != canonical_json(value)]
+        if differing:
+            cure = "Choose another folder, or begin anew with resume=False."
+            raise StaleInput(f"belongs to a run with other {', '.join(differing)}", where=str(path), cure=cure)
+
+    def learn(self, listeners: list[Progress]) -> None:
+        metrics = _MetricsFile(self.out / METRICS, self.made)
+        config = self.config
+        while self.made < config.updates:
+            count = min(config.log_every, config.updates - self.made)
+            means = self._updates(count)
+            metrics.append({"update": self.made, "seconds": round(self.seconds, 3), **means})
+            for listen in listeners:
+                listen(self.made, config.updates, means)
+            if self.made % config.checkpoint_every == 0 or self.made == config.updates:
+                self._save()
+        save_policy(self.out, self.algorithm.policy, self.spec, self.asked)
+
+    def _updates(self, count: int) -> dict[str, float]:
+        """Makes `count` updates; returns the means of their metrics, which are read from the device once, at the end."""
+        begin = time.perf_counter()
+        sums: dict[str, Tensor] = {}
+        for _ in range(count):
+            for name, value in self.algorithm.update(self.sampler.draw()).items():
+                sums[name] = sums[name] + value if name in sums else value.clone()
+        means = {name: float(total) / count for name, total in sums.items()}
+        self.made += count
+        self.seconds += time.perf_counter() - begin
+        broken = [name for name, mean in means.items() if not math.isfinite(mean)]
+        if broken:
+            cure = "Use a lower learning rate or smaller rewards."
+            what = f"training diverged: {', '.join(broken)} is not finite near update {self.made}"
+            raise PolicyError(what, where=str(self.out), cure=cure)
+        return means
+
+    def _save(self) -> None:
+        record = {"asked": self.asked, "sampler": self.sampler.state(), "made": self.made, "seconds": self.seconds}
+        write_tensors(self.out / CHECKPOINT, dict(_flatten(self.algorithm.state())), record)
+
+
+class _MetricsFile:
+    """metrics.jsonl, without the lines that come after the checkpoint that the run goes on from."""
+
+    def __init__(self, path: Path, made: int) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [line for line in lines if _update_of(line) <= made]
+        with writing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def append(self, line: Mapping[str, float]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _update_of(line: str) -> float:
+    """The update that a line of metrics belongs to; infinity for a line that was cut off."""
+    try:
+        return int(json.loads(line)["update"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _listeners(out: Path, progress: Progress | None, tensorboard: bool) -> list[Progress]:
+    listeners = [progress] if progress else []
+    return [*listeners, _tensorboard(out / "tensorboard")] if tensorboard else listeners
+
+
+def _tensorboard(folder: Path) -> Progress:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("tensorboard", "train") from error
+
+    def write(update: int, updates: int, metrics: Mapping[str, float]) -> None:
+        del updates
+        with SummaryWriter(folder) as writer:  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, update)  # type: ignore[no-untyped-call]
+
+    return write
+
+
+def _flatten(state: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Nested mappings of tensors as (path, tensor); the inverse of `_nest`."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield f"{above}{name}", value
+        else:
+            yield from _flatten(value, f"{above}{name}/")
+
+
+def _nest(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """{"a/b": tensor} -> {"a": {"b": tensor}}."""
+    nested: dict[str, Any] = {}
+    for path, tensor in tensors.items():
+        *folders, name = path.split("/")
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = tensor
+    return nested
