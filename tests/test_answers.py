@@ -1,6 +1,7 @@
 """Reading answers: strict, and never a guessed number."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -62,12 +63,8 @@ def test_reads_exactly_what_was_asked(reply: str) -> None:
     ],
 )
 def test_everything_else_is_unreadable_with_its_reason(reply: str, reason: str) -> None:
-    with pytest.raises(Unreadable, match="."):
+    with pytest.raises(Unreadable, match=re.escape(reason)):
         THREE.read(reply)
-    try:
-        THREE.read(reply)
-    except Unreadable as error:
-        assert reason in str(error)
 
 
 @given(st.lists(st.integers(0, 10), min_size=1, max_size=12))
@@ -85,7 +82,10 @@ def test_junk_never_becomes_a_number(reply: str) -> None:
     assert json.loads(reply) == list(scores), "only a bare list of three numbers may be read from text that hypothesis made up"
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5), lambda c: st.lists(c, max_size=4), max_leaves=8))
+LEAVES = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5)
+
+
+@given(st.recursive(LEAVES, lambda children: st.lists(children, max_size=4), max_leaves=8))
 def test_any_json_is_read_exactly_or_not_at_all(value: object) -> None:
     try:
         scores = THREE.read(json.dumps({"scores": value}))

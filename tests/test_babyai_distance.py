@@ -53,9 +53,10 @@ TWO_ROOMS = ("#######", "#..D..#", "#..#.B#", "#######")
         (sketch(*TWO_ROOMS), Clause("go to", BALL), (2, 1, RIGHT), 5),
         # pick up, turn, turn, forward, forward, drop: the ball then lies beside the key
         (sketch("#######", "#K...B#", "#######"), Clause("put next to", BALL, KEY), (4, 1, RIGHT), 5),
-        # ball in hand, key one step up and one to the left: turn right to face the cell below the key, or turn left to face the cell beside it
-        (sketch("#####", "#K..#", "#...#", "#####", carried=BALL), Clause("put next to", BALL, KEY), (2, 2, UP), 2),
-        (sketch("#####", "#K..#", "#...#", "#####", carried=BALL), Clause("put next to", BALL, KEY), (2, 2, RIGHT), 3),
+        # ball in hand, the cell ahead is beside the key; one turn away from it; one turn away from the cell below the key
+        (sketch("#####", "#K..#", "#...#", "#####", carried=BALL), Clause("put next to", BALL, KEY), (2, 2, UP), 1),
+        (sketch("#####", "#K..#", "#...#", "#####", carried=BALL), Clause("put next to", BALL, KEY), (2, 2, RIGHT), 2),
+        (sketch("#####", "#K..#", "#...#", "#####", carried=BALL), Clause("put next to", BALL, KEY), (2, 2, DOWN), 2),
         # the door is opened once (1), passed (2), ball lifted (1), turned (2), passed back (2), dropped beside the key (1)
         (sketch("########", "#K..D.B#", "########"), Clause("put next to", BALL, KEY), (3, 1, RIGHT), 9),
         # the key is dropped above (turn, drop), then turn back, forward, lift the ball
@@ -87,16 +88,21 @@ def state(world: World) -> tuple[object, ...]:
     return world.position, here.carried, here.open_doors, tuple(sorted(here.places.items()))
 
 
+def allowed(world: World) -> Iterator[Action]:
+    """The actions that leave other objects where they are."""
+    for action in (Action.TURN_LEFT, Action.TURN_RIGHT, Action.MOVE_FORWARD, Action.PICK_UP, Action.DROP, Action.TOGGLE):
+        if action != Action.PICK_UP or world.map.places.get(world.clause.target) == world.map.front(world.pose):
+            yield action
+
+
 def brute_force(world: World, limit: int) -> int | None:
     """Least number of actions of the real simulator that complete the present clause, leaving other objects where they are."""
-    target, clause = world.clause.target, world.completed
+    clause = world.completed
     frontier, seen = [world], {state(world)}
     for depth in range(1, limit + 1):
         reached = []
         for here in frontier:
-            for action in (Action.TURN_LEFT, Action.TURN_RIGHT, Action.MOVE_FORWARD, Action.PICK_UP, Action.DROP, Action.TOGGLE):
-                if action == Action.PICK_UP and here.map.places.get(target) != here.map.front(here.pose):
-                    continue
+            for action in allowed(here):
                 there = fork(here)
                 there.step(action)
                 if there.completed > clause:
@@ -165,17 +171,20 @@ def test_kept_fields_equal_fresh_ones(level: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["one-room", "two-rooms", "four-rooms"])
-def test_every_best_action_lowers_the_distance_by_one(level: str) -> None:
+def test_one_action_lowers_the_distance_by_one_at_most_and_the_best_do(level: str) -> None:
+    """If this holds in every state, the distance is exact, however large."""
     checked = 0
     for seed in range(3):
         for world in wander(level, 100 + seed, 4, 60):
-            clause, distance = world.completed, world.distance()
-            for action in world.best_actions():
+            clause, distance, best = world.completed, world.distance(), world.best_actions()
+            assert best or distance == inf
+            for action in allowed(world):
                 there = fork(world)
                 there.step(action)
-                assert (0.0 if there.completed > clause else there.distance()) == distance - 1
+                after = 0.0 if there.completed > clause else there.distance()
+                assert after == distance - 1 if action in best else after >= distance - 1
                 checked += 1
-    assert checked > 100
+    assert checked > 400
 
 
 def test_best_actions_where_nothing_can_be_done() -> None:

@@ -73,7 +73,7 @@ def test_labels_outside_the_dataset_are_refused(wrong: Label) -> None:
 
 @pytest.mark.parametrize("changes", [{"value": None}, {"state": "failed"}, {"value": float("nan")}, {"state": "perhaps"}])
 def test_a_label_checks_itself(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="label|state"):
+    with pytest.raises(ValueError, match=r"label|state"):
         replace(label(0, 1.0), **changes)
 
 

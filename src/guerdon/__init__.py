@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from guerdon.datasets import open_dataset
     from guerdon.datasets.check import check
     from guerdon.errors import GuerdonError
-    from guerdon.recipes.commands import collect_babyai, export, report
+    from guerdon.recipes.commands import collect_babyai, report
     from guerdon.recipes.demo import demo
     from guerdon.recipes.evaluate import evaluate
+    from guerdon.recipes.export import export
     from guerdon.recipes.label import label
     from guerdon.recipes.reward import reward
     from guerdon.recipes.train import train
@@ -35,7 +36,7 @@ _HOME = {
     "collect_babyai": "guerdon.recipes.commands",
     "demo": "guerdon.recipes.demo",
     "evaluate": "guerdon.recipes.evaluate",
-    "export": "guerdon.recipes.commands",
+    "export": "guerdon.recipes.export",
     "label": "guerdon.recipes.label",
     "load_policy": "guerdon.training.policy",
     "open_dataset": "guerdon.datasets",

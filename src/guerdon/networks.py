@@ -210,7 +210,8 @@ class Trunk(nn.Module):
         states, memory = self._remembered(place.pad(seen), rows.lengths, memory)
         due = torch.cat([place.rows(states), place.rows(self._attended(states, words, rows.instruction))], 1)
         layouts = [view.second_look(tiles, due) for (_, view), (tiles, _) in zip(self._views(), looks, strict=True)]
-        return self.situation(torch.cat([torch.stack(layouts).sum(0), due], 1)), memory
+        features: Tensor = self.situation(torch.cat([torch.stack(layouts).sum(0), due], 1))
+        return features, memory
 
     def _views(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.views, strict=True)
@@ -224,7 +225,7 @@ class Trunk(nn.Module):
     def _attended(self, states: Tensor, words: Words, instruction: Tensor) -> Tensor:
         """What of the instruction is due at each step: (B, T, width)."""
         features = words.features[instruction]
-        score = self.query(states) @ features.transpose(1, 2) / math.sqrt(features.shape[2])
+        score: Tensor = self.query(states) @ features.transpose(1, 2) / math.sqrt(features.shape[2])
         return score.masked_fill(words.padding[instruction][:, None, :], -math.inf).softmax(-1) @ features
 
 
@@ -308,12 +309,12 @@ class Optimiser:
         """Moves the weights down the gradient of `loss`. Returns the gradient's norm before clipping, not synchronised with the host."""
         self._adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_norm)
+        norm: Tensor = nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_norm)
         for group in self._adam.param_groups:
             group["lr"] = self.learning_rate()
         self._adam.step()
         self.made += 1
-        return norm.detach()
+        return norm
 
     def state(self) -> dict[str, Any]:
         """Nested mappings of tensors: moments of each parameter, and the updates made."""
@@ -322,6 +323,7 @@ class Optimiser:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on where the optimiser that gave `state` stood."""
-        moments = {int(index): dict(moment) for index, moment in state.get("moments", {}).items()}
+        saved = state.get("moments", {})
+        moments = {int(index): {name: value.clone() for name, value in moment.items()} for index, moment in saved.items()}
         self._adam.load_state_dict({"state": moments, "param_groups": self._adam.state_dict()["param_groups"]})
         self.made = int(state["made"])

@@ -425,7 +425,7 @@ class Sampler:
 
     def _at(self, place: int) -> Chunk:
         epoch, position = divmod(place, len(self._chunks))
-        return self._chunks[self._order(epoch)[position]]
+        return self._chunks[int(self._order(epoch)[position])]
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:

@@ -23,7 +23,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,7 @@ _claim = sa.Table(
     sa.Column("rater", sa.Text, primary_key=True),
     sa.Column("repeat", sa.Integer, primary_key=True),
     sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("token", sa.Text, nullable=False),
     sa.Column("expiry", sa.Float, nullable=False),
     sa.Column("reserved_dollars", sa.Float),
 )
@@ -134,7 +136,7 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE TABLE claim (
         question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
-        owner TEXT NOT NULL, expiry FLOAT NOT NULL, reserved_dollars FLOAT,
+        owner TEXT NOT NULL, token TEXT NOT NULL, expiry FLOAT NOT NULL, reserved_dollars FLOAT,
         PRIMARY KEY (question, rater, repeat)
     );
     """,
@@ -150,24 +152,35 @@ def _of_key(table: sa.Table) -> sa.ColumnElement[bool]:
 
 _USAGE = ("seconds", "input_tokens", "output_tokens", "dollars")
 
+_OUTCOME = ("body", "model", "cause", "code", "status", *_USAGE)
+
+
+def _outcome_columns(table: sa.Table) -> list[sa.ColumnElement[Any]]:
+    return [table.c[name] if name in table.c else sa.null().label(name) for name in _OUTCOME]
+
+
 # Statements are built once: building one costs several times what running it does.
-_FIND_ANSWER = sa.select(_answer.c.body, _answer.c.model, *(_answer.c[name] for name in _USAGE)).where(_of_key(_answer))
-_FIND_FAILURE = (
-    sa.select(_attempt.c.cause, _attempt.c.code, _attempt.c.status, *(_attempt.c[name] for name in _USAGE))
-    .where(_of_key(_attempt) & (_attempt.c.outcome == sa.literal_column("'final'")))
-    .order_by(_attempt.c.id.desc())
-    .limit(sa.literal_column("1"))
-)
+_IS_FINAL = _of_key(_attempt) & (_attempt.c.outcome == sa.literal_column("'final'"))
+_FIND_ANSWER = sa.select(*_outcome_columns(_answer)).where(_of_key(_answer))
+_FIND = sa.union_all(_FIND_ANSWER, sa.select(*_outcome_columns(_attempt)).where(_IS_FINAL))
 _INSERT_REQUEST = insert(_request).on_conflict_do_nothing()
 _INSERT_RATER = insert(_rater).on_conflict_do_nothing()
 _INSERT_ATTEMPT = sa.insert(_attempt)
 _INSERT_ANSWER = insert(_answer).on_conflict_do_nothing()
-_CLAIM = insert(_claim)
-_CLAIM = _CLAIM.on_conflict_do_update(
+_CLAIM_COLUMNS = (*_KEY_COLUMNS, "owner", "token", "expiry", "reserved_dollars")
+_CLAIM_INTO = insert(_claim).from_select(
+    _CLAIM_COLUMNS,
+    sa.select(*(sa.bindparam(name, type_=_claim.c[name].type) for name in _CLAIM_COLUMNS)).where(
+        ~sa.exists().where(_of_key(_answer)),
+        sa.bindparam("retry_failed", type_=sa.Boolean) | ~sa.exists().where(_IS_FINAL),
+    ),
+)
+_CLAIM = _CLAIM_INTO.on_conflict_do_update(
     index_elements=_KEY_COLUMNS,
-    set_={name: _CLAIM.excluded[name] for name in ("owner", "expiry", "reserved_dollars")},
+    set_={name: _CLAIM_INTO.excluded[name] for name in ("owner", "token", "expiry", "reserved_dollars")},
     where=_claim.c.expiry < sa.bindparam("now"),
 )
+_WHOSE_CLAIM = sa.select(_claim.c.token).where(_of_key(_claim))
 _RENEW = sa.update(_claim).where(_claim.c.owner == sa.bindparam("whose")).values(expiry=sa.bindparam("until"))
 _RELEASE = sa.delete(_claim).where(_claim.c.owner == sa.bindparam("whose"))
 _END_CLAIM = sa.delete(_claim).where(_of_key(_claim))
@@ -187,7 +200,6 @@ _COSTS = (
 )
 
 Result = TypeVar("Result")
-Write = Callable[[sa.Connection], Result]
 
 
 def default_path() -> Path:
@@ -234,7 +246,8 @@ class Store:
     def __init__(self, path: Path, engine: sa.Engine) -> None:
         self.path = path
         self._engine = engine
-        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._reader = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._reading = threading.Lock()
         self._writer = _Writer(engine, path)
         self._known_raters: set[str] = set()
 
@@ -260,6 +273,8 @@ class Store:
     def close(self) -> None:
         """Writes what is queued and closes the file. Closing twice does nothing."""
         self._writer.close()
+        with self._reading:
+            self._reader.close()
         self._engine.dispose()
 
     def __enter__(self) -> Store:
@@ -280,7 +295,7 @@ class Store:
         Raises:
             StoreError: if the file cannot be read.
         """
-        with _explained(self.path), self._reader.connect() as connection:
+        with self._connected() as connection:
             return _find(connection, Key(question, rater, repeat), retry_failed)
 
     async def claim(
@@ -298,23 +313,25 @@ class Store:
             True if the request may be sent; False if somebody else is sending it; or what somebody else has stored meanwhile.
         """
 
-        def write(connection: sa.Connection) -> Reply | Failure | bool:
-            found = _find(connection, key, retry_failed)
-            if found is not None:
-                return found
-            now = time.time()
-            columns = {"owner": owner, "expiry": now + lease, "reserved_dollars": dollars}
-            return connection.execute(_CLAIM, {**key.columns(), **columns, "now": now}).rowcount == 1
+        now, token = time.time(), uuid.uuid4().hex
+        columns = {"owner": owner, "token": token, "expiry": now + lease, "reserved_dollars": dollars}
+        row = {**key.columns(), **columns, "now": now, "retry_failed": retry_failed}
 
-        return await self._write(write)
+        def denied_or_not(connection: sa.Connection) -> Reply | Failure | bool:
+            found = _find(connection, key, retry_failed)
+            return found or connection.execute(_WHOSE_CLAIM, key.columns()).scalar_one_or_none() == token
+
+        write = _Write([(_CLAIM, row)], decisive=_CLAIM, result=True, otherwise=denied_or_not)
+        granted: Reply | Failure | bool = await self._writer.submit(write)
+        return granted
 
     async def renew(self, owner: str, lease: float) -> None:
         """Extends every claim of `owner` to `lease` seconds from now."""
-        await self._write(lambda connection: connection.execute(_RENEW, {"whose": owner, "until": time.time() + lease}))
+        await self._writer.submit(_Write([(_RENEW, {"whose": owner, "until": time.time() + lease})]))
 
     async def release(self, owner: str) -> None:
         """Gives up every claim of `owner`."""
-        await self._write(lambda connection: connection.execute(_RELEASE, {"whose": owner}))
+        await self._writer.submit(_Write([(_RELEASE, {"whose": owner})]))
 
     async def record(
         self, request: Request, rater: Rater, repeat: int, outcome: Reply | Failure, *, run: str, started: float | None = None
@@ -338,21 +355,20 @@ class Store:
         """
         key = Key(request.question, rater.key, repeat)
         began = time.time() - outcome.seconds if started is None else started
-        new_rater = key.rater not in self._known_raters
-        record = _to_bytes(canonical_json(request.to_record()))
-
-        def write(connection: sa.Connection) -> Reply | Failure:
-            connection.execute(_INSERT_REQUEST, {"question": key.question, "record": record, "first_asked": began})
-            if new_rater:
-                connection.execute(_INSERT_RATER, {"rater": key.rater, "identity": _identity(rater)})
-            connection.execute(_INSERT_ATTEMPT, {**key.columns(), "run": run, "started": began, **_attempt_columns(outcome)})
-            connection.execute(_END_CLAIM, key.columns())
-            if isinstance(outcome, Failure):
-                return outcome
-            first = connection.execute(_INSERT_ANSWER, {**key.columns(), **_answer_columns(outcome)}).rowcount == 1
-            return outcome if first else _stored_answer(connection, key) or outcome
-
-        counted = await self._write(write)
+        columns = key.columns()
+        rows: list[_Row] = [
+            (_INSERT_REQUEST, {"question": key.question, "record": _to_bytes(canonical_json(request.to_record())), "first_asked": began}),
+            (_INSERT_ATTEMPT, {**columns, "run": run, "started": began, **_attempt_columns(outcome)}),
+            (_END_CLAIM, columns),
+        ]
+        if key.rater not in self._known_raters:
+            rows.append((_INSERT_RATER, {"rater": key.rater, "identity": _identity(rater)}))
+        if isinstance(outcome, Failure):
+            write = _Write(rows, result=outcome)
+        else:
+            rows.append((_INSERT_ANSWER, {**columns, **_answer_columns(outcome)}))
+            write = _Write(rows, decisive=_INSERT_ANSWER, result=outcome, otherwise=lambda connection: _find(connection, key, True))
+        counted: Reply | Failure = await self._writer.submit(write)
         self._known_raters.add(key.rater)
         return counted
 
@@ -362,7 +378,7 @@ class Store:
         Raises:
             StoreError: if the file cannot be read.
         """
-        with _explained(self.path), self._reader.connect() as connection:
+        with self._connected() as connection:
             by_cause = [tuple(row) for row in connection.execute(_COSTS, {"run": run})]
         counts = {cause: count for cause, count, *_ in by_cause}
         input_tokens, output_tokens, dollars, unknown, seconds = (sum(row[column] for row in by_cause) for column in range(2, 7))
@@ -377,18 +393,39 @@ class Store:
             failures={cause: counts[cause] for cause in CAUSES if cause in counts},
         )
 
-    async def _write(self, write: Write[Result]) -> Result:
-        return await self._writer.submit(write)
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        with self._reading, _explained(self.path):
+            if self._reader.closed:
+                raise StoreError("the store is closed", where=str(self.path))
+            yield self._reader
 
 
 # --- the writer thread --------------------------------------------------------------------------------------------------------------
+
+
+_Row = tuple[sa.Executable, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Rows to be written in one transaction, and what to tell the caller."""
+
+    rows: Sequence[_Row]
+    """Statements with their parameters. The same statement of several writes is carried out at once."""
+    decisive: sa.Executable | None = None
+    """The statement that may find its row taken."""
+    result: Any = None
+    """What to tell if it did not, or if none is decisive."""
+    otherwise: Callable[[sa.Connection], Any] | None = None
+    """Finds out what to tell if some row of that statement was taken, perhaps this one."""
 
 
 @dataclass
 class _Job:
     """A write that waits; then its result, or the error that it met."""
 
-    write: Write[Any]
+    write: _Write
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Any]
     result: Any = None
@@ -415,7 +452,7 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="guerdon store", daemon=True)
         self._thread.start()
 
-    def submit(self, write: Write[Result]) -> asyncio.Future[Result]:
+    def submit(self, write: _Write) -> asyncio.Future[Any]:
         """Queues a write. The future ends when its transaction is on disk, or with a StoreError."""
         loop = asyncio.get_running_loop()
         job = _Job(write, loop, loop.create_future())
@@ -459,13 +496,25 @@ class _Writer:
         error: BaseException | None = None
         try:
             with _explained(self._path), self._engine.begin() as connection:
-                for job in wave:
-                    job.result = job.write(connection)
+                _execute(connection, wave)
         except BaseException as caught:
             error = caught
         for job in wave:
             job.error = error
         return error is None
+
+
+def _execute(connection: sa.Connection, wave: list[_Job]) -> None:
+    """Runs each statement once for the rows of all jobs: what SQLAlchemy adds to a statement costs more than the statement."""
+    rows_of: dict[sa.Executable, list[dict[str, Any]]] = {}
+    for job in wave:
+        for statement, row in job.write.rows:
+            rows_of.setdefault(statement, []).append(row)
+    complete = {statement: connection.execute(statement, rows).rowcount == len(rows) for statement, rows in rows_of.items()}
+    for job in wave:
+        write = job.write
+        taken = write.decisive is not None and not complete[write.decisive]
+        job.result = write.otherwise(connection) if taken and write.otherwise else write.result
 
 
 def _settle(wave: list[_Job]) -> None:
@@ -512,24 +561,14 @@ def _answer_columns(reply: Reply) -> dict[str, Any]:
     return {"body": _to_bytes(reply.text), "model": model, "seconds": reply.seconds, **_usage_columns(reply.usage)}
 
 
-def _stored_answer(connection: sa.Connection, key: Key) -> Reply | None:
-    row = connection.execute(_FIND_ANSWER, key.columns()).one_or_none()
-    if row is None:
-        return None
-    usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
-    return Reply(row.body.decode("utf-8", "surrogatepass"), model=row.model, usage=usage, seconds=row.seconds)
-
-
-def _stored_failure(connection: sa.Connection, key: Key) -> Failure | None:
-    row = connection.execute(_FIND_FAILURE, key.columns()).one_or_none()
-    if row is None:
-        return None
-    usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
-    return Failure(row.cause, final=True, code=row.code, status=row.status, usage=usage, seconds=row.seconds)
-
-
 def _find(connection: sa.Connection, key: Key, retry_failed: bool) -> Reply | Failure | None:
-    return _stored_answer(connection, key) or (None if retry_failed else _stored_failure(connection, key))
+    row = connection.execute(_FIND_ANSWER if retry_failed else _FIND, key.columns()).first()
+    if row is None:
+        return None
+    usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
+    if row.cause is not None:
+        return Failure(row.cause, final=True, code=row.code, status=row.status, usage=usage, seconds=row.seconds)
+    return Reply(row.body.decode("utf-8", "surrogatepass"), model=row.model, usage=usage, seconds=row.seconds)
 
 
 # --- opening ------------------------------------------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ def main(arguments: Sequence[str]) -> int:
     """`guerdon demo`, or `guerdon demo --vlm google:MODEL`."""
     specs = values_of_flag("--vlm", arguments, demo.Config.vlm)
     providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
-    sections = {"_settings": demo.Config} | {name: discover.load("providers", name).Config for name in providers}
+    things = {name: discover.load("providers", name) for name in providers}
+    sections = {"_settings": demo.Config} | {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
     parsed = parse("demo", __doc__ or "", sections, arguments)
     began = time.monotonic()
-    done = demo.demo.of(replace(parsed["_settings"], rater_settings=label.chosen_settings({name: parsed[name] for name in providers})))
+    rater_settings = label.chosen_settings({name: parsed[name] for name in providers if name in parsed})
+    done = demo.demo.of(replace(parsed["_settings"], rater_settings=rater_settings))
     _show.returns(done.rows)
     print(f"rater: {done.labelled.labels.metadata['rater']}")
     if "scripted" in providers:

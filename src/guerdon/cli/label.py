@@ -16,13 +16,15 @@ def main(arguments: Sequence[str]) -> int:
     method = value_of_flag("--method", arguments)[0] or label.Config.method
     specs = values_of_flag("--vlm", arguments, label.Config.vlm)
     providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
-    sections = {"_settings": label.Config, "_sampling": samples.Config, "_method": discover.load("methods", method).Config}
-    parsed = parse("label", __doc__ or "", sections | {name: discover.load("providers", name).Config for name in providers}, arguments)
+    sections = {"_settings": label.Config, "_sampling": samples.Config}
+    things = {"_method": discover.load("methods", method)} | {name: discover.load("providers", name) for name in providers}
+    own = {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
+    parsed = parse("label", __doc__ or "", sections | own, arguments)
     config = replace(
         parsed["_settings"],
         sampling=parsed["_sampling"],
-        method_settings=parsed["_method"],
-        rater_settings=label.chosen_settings({name: parsed[name] for name in providers}),
+        method_settings=parsed.get("_method"),
+        rater_settings=label.chosen_settings({name: parsed[name] for name in providers if name in parsed}),
     )
     labelled = label.label.of(config)
     _tell(labelled)
@@ -33,10 +35,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tell(labelled: label.Labelled) -> None:
     results = labelled.results
-    _show.table(("state of the labels", "transitions"), sorted(results["states"].items()), title=f"labels by {labelled.labels.metadata['rater']}")
+    title = f"labels by {labelled.labels.metadata['rater']}"
+    _show.table(("state of the labels", "transitions"), sorted(results["states"].items()), title=title)
     dollars = "no price known" if results["dollars"] is None else f"${results['dollars']:.2f}"
     print(
-        f"{results['windows']} windows, {results['requests']} requests sent so far for this label set, {results['found']} found in the store, "
+        f"{results['windows']} windows, {results['requests']} requests sent so far for this label set, "
+        f"{results['found']} found in the store, "
         f"{results['input_tokens']:,} + {results['output_tokens']:,} tokens, {dollars}, {results['seconds']:.0f} s"
     )
     print(f"written: {labelled.path}")

@@ -13,9 +13,13 @@ from guerdon.recipes import train
 def main(arguments: Sequence[str]) -> int:
     """`guerdon train RUN --rewards NAME [NAME ...] --seeds 3`."""
     algorithm = value_of_flag("--algorithm", arguments)[0] or train.Config.algorithm
-    sections = {"_settings": train.Config, algorithm: discover.load("algorithms", algorithm).Config}
+    settings_of = discover.load("algorithms", algorithm).Config
+    from guerdon.training import offline  # after the line above, which names the extra if torch is not installed
+
+    sections = {"_settings": train.Config, "_loop": offline.Config, algorithm: settings_of}
     parsed = parse("train", __doc__ or "", sections, arguments)
-    folders = train.train.of(replace(parsed["_settings"], algorithm_settings=parsed[algorithm]))
+    chosen = {"loop_settings": parsed["_loop"], "algorithm_settings": parsed[algorithm]}
+    folders = train.train.of(replace(parsed["_settings"], **chosen))
     for folder in folders:
         print(f"written: {folder}")
     return 0

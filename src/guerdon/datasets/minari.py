@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import h5py
 import numpy as np
@@ -572,7 +572,7 @@ class Options:
             if name not in known:
                 raise UsageError(f"Minari datasets have no option '{name}'; there are: {', '.join(known)}")
             listed = name in ("views", "action_names")
-            fits = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value) if listed else isinstance(value, str)
+            fits = _are_texts(value) if listed else isinstance(value, str)
             if value is not None and not fits:
                 raise UsageError(f"option '{name}' is {'a list of texts' if listed else 'a text'}, got {value!r}")
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
@@ -583,6 +583,39 @@ class Options:
         """The options that change what is asked about the dataset."""
         given = {"instruction": self.instruction, "instruction_key": self.instruction_key, "action_names": self.action_names}
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """What `write_minari` wrote into `metadata.json`; empty for datasets that others recorded."""
+
+    environment: Mapping[str, Any]
+    action_names: tuple[str, ...]
+    views: tuple[str, ...]
+    privileged: Mapping[str, PrivilegedKind]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], where: str) -> _Ours:
+        """Raises DatasetError naming `where` if an entry is not what it should be."""
+        section = metadata.get(_OURS, {})
+        if not isinstance(section, Mapping):
+            raise DatasetError(f"'{_OURS}' is not a JSON object", where=where)
+        environment, privileged = section.get("environment", {}), section.get("privileged", {})
+        names, views = section.get("action_names", []), section.get("views", [])
+        right = {
+            "environment": isinstance(environment, Mapping),
+            "privileged": isinstance(privileged, Mapping) and all(kind in get_args(PrivilegedKind) for kind in privileged.values()),
+            "action_names": _are_texts(names),
+            "views": _are_texts(views),
+        }
+        for key, fits in right.items():
+            if not fits:
+                raise DatasetError(f"'{_OURS}', '{key}' holds something else than it should", where=where, cure="Record the dataset again.")
+        return cls(environment, tuple(names), tuple(views), privileged)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
 
 
 @dataclass(frozen=True)
@@ -613,7 +646,7 @@ class MinariDataset(Dataset):
         """The folder that holds `metadata.json`."""
         self.metadata = _read_metadata(self.folder / _METADATA_FILE)
         """What `metadata.json` says, as it is written there."""
-        self._ours: Mapping[str, Any] = _section(self.metadata, _OURS)
+        self._ours = _Ours.of(self.metadata, str(self.folder / _METADATA_FILE))
         self._storage = self._open_storage()
         self._infos: dict[int, EpisodeInfo] = {}
         example = self._first_nonempty()
@@ -663,8 +696,7 @@ class MinariDataset(Dataset):
         if not found:
             what = f"has no pictures: uint8 (T+1, H, W, 3) or (T+1, 3, H, W); {', '.join(almost) or 'nothing has that shape'}"
             raise DatasetError(what, where=self._storage.where(example), cure="Record the camera's pictures as uint8 observations.")
-        recorded = [view for view in self._ours.get("views", []) if view in found]
-        names = self._options.views or (*recorded, *sorted(found.keys() - set(recorded)))
+        names = self._options.views or (*self._ours.views, *sorted(found.keys() - set(self._ours.views)))
         for name in names:
             if name not in found:
                 raise DatasetError(f"has no view '{name}'; there are: {', '.join(sorted(found))}", where=self._storage.where(example))
@@ -684,7 +716,7 @@ class MinariDataset(Dataset):
     def _find_action_names(self) -> tuple[str, ...]:
         if not self._discrete:
             return ()
-        names = self._options.action_names or tuple(str(name) for name in self._ours.get("action_names", ()))
+        names = self._options.action_names or self._ours.action_names
         if names:
             return names
         count = _discrete_count(self.metadata, str(self.folder / _METADATA_FILE)) or 1 + max(self._highest_actions())
@@ -732,7 +764,7 @@ class MinariDataset(Dataset):
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        return _section(self._ours, "environment")
+        return self._ours.environment
 
     def __len__(self) -> int:
         return self._storage.episodes
@@ -857,7 +889,7 @@ class MinariDataset(Dataset):
     def privileged(self, index: int) -> Mapping[str, npt.NDArray[Any]]:
         length = self.episode(index).length
         found: dict[str, npt.NDArray[Any]] = {}
-        for name, kind in _section(self._ours, "privileged").items():
+        for name, kind in self._ours.privileged.items():
             where = f"{self._storage.where(index)}, privileged field '{name}'"
             with reading(where):
                 array = self._storage.array(index, f"infos/privileged/{name}")
@@ -953,13 +985,6 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise DatasetError("does not hold a JSON object", where=str(path), cure=cure)
     return metadata
-
-
-def _section(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = record.get(key, {})
-    if not isinstance(value, Mapping):
-        raise DatasetError(f"'{key}' is not a JSON object", where=_METADATA_FILE)
-    return value
 
 
 def _discrete_count(metadata: Mapping[str, Any], where: str) -> int | None:

@@ -52,7 +52,7 @@ class Clause:
         if self.kind not in CLAUSE_KINDS:
             raise ValueError(f"no clause is of kind {self.kind!r}")
         if (self.beside is not None) != (self.kind == "put next to"):
-            raise ValueError(f"a clause '{self.kind}' {'needs' if self.beside is None else 'has no'} second thing")
+            raise ValueError(f"a clause '{self.kind}' {'needs a' if self.beside is None else 'has no'} second thing")
 
     def to_record(self) -> dict[str, str]:
         """The clause as JSON-ready data."""

@@ -30,6 +30,7 @@ import numpy as np
 from minigrid.core.grid import Grid
 from minigrid.core.roomgrid import RoomGrid
 from minigrid.core.world_object import Box, Door, WorldObj
+from minigrid.envs.babyai.core import verifier
 from minigrid.envs.babyai.core.roomgrid_level import RejectSampling, RoomGridLevel
 from minigrid.envs.babyai.core.verifier import BeforeInstr, GoToInstr, Instr, ObjDesc, OpenInstr, PickupInstr, PutNextInstr
 from minigrid.minigrid_env import MiniGridEnv
@@ -210,6 +211,9 @@ class World:
     def __init__(self, level: str, seed: int, length: int) -> None:
         if level not in LEVELS:
             raise UnknownName("BabyAI level", level, LEVELS)
+        if verifier.use_done_actions:
+            what = "BABYAI_DONE_ACTIONS is set, which changes when BabyAI's sub-tasks count as done"
+            raise EnvironmentFailed(what, cure="Unset that variable.")
         if length < 1:
             raise EnvironmentFailed(f"an instruction has at least one sub-task, not {length}")
         self._rooms = _Rooms(LEVELS[level], length)

@@ -20,6 +20,7 @@ A task's `spec` (JSON-ready):
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 
 from guerdon.envs._babyai_distance import Action
 from guerdon.envs._babyai_words import Clause, Wording
-from guerdon.envs._babyai_world import VIEWS, World
+from guerdon.envs._babyai_world import LEVELS, VIEWS, World
 from guerdon.errors import EnvironmentFailed, UnknownName
 from guerdon.interfaces import Environment, Observation, Step
 from guerdon.records import Task
@@ -54,8 +55,8 @@ class _Spec:
         try:
             spec = task.spec
             read = cls(
-                level=str(spec["level"]),
-                seed=int(spec["seed"]),
+                level=_level(spec["level"]),
+                seed=_whole_numbers([spec["seed"]])[0],
                 clauses=tuple(Clause.from_record(record) for record in spec["clauses"]),
                 wording=Wording(_whole_numbers(spec["wordings"]), _whole_numbers(spec["joiners"])),
                 start=None if spec["start"] is None else _start(spec["start"]),
@@ -82,8 +83,14 @@ class _Spec:
         }
 
 
+def _level(name: Any) -> str:
+    if name not in LEVELS:
+        raise ValueError(f"there is no level {name!r}")
+    return str(name)
+
+
 def _whole_numbers(values: Any) -> tuple[int, ...]:
-    numbers = tuple(int(value) for value in values)
+    numbers = tuple(operator.index(value) for value in values)
     if min(numbers, default=0) < 0:
         raise ValueError(f"{min(numbers)} is negative")
     return numbers

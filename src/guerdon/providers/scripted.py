@@ -130,29 +130,29 @@ class Scripted(Provider):
         began = time.perf_counter()
         if self.config.delay:
             await asyncio.sleep(self.config.delay)
-        failure = self._failure(request, repeat)
-        if failure is not None:
-            return failure
+        outage = self._outage(request, repeat)
+        if outage is not None:
+            return outage
         try:
             truth = np.asarray(self._truth(request.subject), dtype=np.float64)
         except LookupError:
             return Failure("unsupported", final=True, code="no_ground_truth", usage=_FREE)
         if truth.shape != (len(request.evidence.actions),):
             return Failure("unsupported", final=True, code="ground_truth_of_other_length", usage=_FREE)
-        scores = self._scores(request, truth, repeat)
-        text = self._answer(request, scores, repeat)
+        form = seeding.generator(self.config.seed, "form", request.question, repeat)
+        if form.random() < self.config.refusal:
+            return Failure("refusal", final=True, code="scripted", usage=_FREE)
+        text = self._answer(request, self._scores(request, truth, repeat), form)
         return Reply(text, model=self.rater.name, usage=_FREE, seconds=time.perf_counter() - began)
 
-    def _failure(self, request: Request, repeat: int) -> Failure | None:
-        """Outages and refusals. Each attempt at a question is drawn anew, so that an outage passes."""
+    def _outage(self, request: Request, repeat: int) -> Failure | None:
+        """An outage, perhaps. Each attempt at a question is drawn anew, so that it passes."""
         config, question = self.config, f"{request.question}/{repeat}"
         attempt = self._attempts[question]
         if config.failure and seeding.generator(config.seed, "failure", question, attempt).random() < config.failure:
             self._attempts[question] = attempt + 1
             cause = _TRANSIENT[int(seeding.generator(config.seed, "cause", question, attempt).integers(len(_TRANSIENT)))]
             return Failure(cause, final=False, code="scripted", usage=_FREE)
-        if config.refusal and seeding.generator(config.seed, "refusal", question).random() < config.refusal:
-            return Failure("refusal", final=True, code="scripted", usage=_FREE)
         return None
 
     def _scores(self, request: Request, truth: npt.NDArray[np.float64], repeat: int) -> npt.NDArray[np.int64]:
@@ -170,15 +170,14 @@ class Scripted(Provider):
         scores: npt.NDArray[np.int64] = np.clip(base + jitter + nudge + raised, LOW, HIGH).astype(np.int64)
         return scores
 
-    def _answer(self, request: Request, scores: npt.NDArray[np.int64], repeat: int) -> str:
-        random = seeding.generator(self.config.seed, "form", request.question, repeat)
-        malformed = bool(random.random() < self.config.malformed)
+    def _answer(self, request: Request, scores: npt.NDArray[np.int64], form: np.random.Generator) -> str:
+        malformed = bool(form.random() < self.config.malformed)
         if not isinstance(request.answer, Scores):
             return "The agent moves around." if malformed else _analysis(request.evidence.actions, scores)
         specification = request.answer
         share = (scores - LOW) / (HIGH - LOW)
         asked = np.rint(specification.low + share * (specification.high - specification.low)).astype(int).tolist()
-        return _malformed(asked, random) if malformed else specification.render(asked)
+        return _malformed(asked, form) if malformed else specification.render(asked)
 
 
 def _analysis(actions: tuple[str, ...], scores: npt.NDArray[np.int64]) -> str:

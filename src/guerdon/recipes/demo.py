@@ -126,7 +126,8 @@ def _stages(total: int) -> Callable[[str], Any]:
 
 def _collect(config: Config) -> None:
     if not config.dataset.exists():
-        settings = CollectConfig(out=config.dataset, tasks=config.tasks, demonstrations=config.demonstrations, lengths=(1, 3), seed=config.seed)
+        size = {"tasks": config.tasks, "demonstrations": config.demonstrations, "lengths": (1, 3)}
+        settings = CollectConfig(out=config.dataset, seed=config.seed, **size)  # type: ignore[arg-type]
         with progress_bar("recording", quiet=config.quiet) as progress:
             collect_babyai(settings, progress=progress)
     found = check(open_data(config.dataset, DataOptions()))
@@ -147,6 +148,6 @@ def _compose(config: Config) -> list[str]:
 
 
 def _train(config: Config, arms: list[str]) -> None:
-    shared = {"run": config.out, "seeds": config.seeds, "updates": config.updates}
-    jobs = [*jobs_of(TrainConfig(rewards=tuple(arms), **shared)), *jobs_of(TrainConfig(rewards=(), algorithm="bc", **shared))]  # type: ignore[arg-type]
+    shared: dict[str, Any] = {"run": config.out, "seeds": config.seeds, "updates": config.updates}
+    jobs = [*jobs_of(TrainConfig(rewards=tuple(arms), **shared)), *jobs_of(TrainConfig(rewards=(), algorithm="bc", **shared))]
     train_jobs(jobs, workers=config.jobs, quiet=config.quiet)

@@ -19,7 +19,7 @@ from guerdon.interfaces import Actor, Dataset
 from guerdon.recipes.data import dataset_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
-from guerdon.recipes.settings import as_record, callable_with_settings
+from guerdon.recipes.settings import callable_with_settings
 from guerdon.recipes.train import inputs_of
 from guerdon.records import digest
 from guerdon.rollout import EpisodeResult, run_tasks
@@ -225,6 +225,7 @@ def _write_gif(path: Path, result: EpisodeResult) -> None:
 
     frames = next(iter(result.frames.values()))
     factor = max(1, _FILM_PIXELS // max(frames.shape[1:3]))
-    pictures = [Image.fromarray(frame).resize((frame.shape[1] * factor, frame.shape[0] * factor), Image.Resampling.NEAREST) for frame in frames]
+    size = (frames.shape[2] * factor, frames.shape[1] * factor)
+    pictures = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in frames]
     shades = [picture.quantize(64, dither=Image.Dither.NONE) for picture in pictures]
     shades[0].save(path, save_all=True, append_images=shades[1:], duration=_FILM_MILLISECONDS, loop=0, optimize=True)

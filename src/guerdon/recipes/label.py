@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -138,10 +139,14 @@ def label(config: Config) -> Labelled:
 
 
 def make_method(config: Config) -> Method:
-    """The method that a Config names. Raises UnknownName."""
+    """The method that a Config names. Raises UnknownName, or UsageError if it has no second stage for a second rater."""
     made = discover.load("methods", config.method)
-    stage = {"score_rater": 1} if len(config.vlm) > 1 else {}
-    method: Method = made(config.method_settings, **stage)
+    given: dict[str, Any] = {} if config.method_settings is None else {"config": config.method_settings}
+    if len(config.vlm) > 1:
+        if "score_rater" not in inspect.signature(made).parameters:
+            raise UsageError(f"the method '{config.method}' asks one rater, {len(config.vlm)} were given", cure="Give --vlm once.")
+        given["score_rater"] = 1
+    method: Method = made(**given)
     return method
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional, Suppress
 
-from guerdon.errors import UsageError
+from guerdon.errors import StaleInput, UsageError
 from guerdon.recipes.data import dataset_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
@@ -19,6 +18,8 @@ from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Manifest, Run
 
+_NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "jobs", "quiet"})
+"""Settings that make no difference to a policy."""
 WITHOUT_REWARDS = ("bc",)
 """Algorithms that imitate and read no rewards; their arm goes by their own name."""
 
@@ -35,7 +36,7 @@ class Config:
     """How to learn: iql, or bc, which imitates and reads no rewards."""
     seeds: int = 3
     """Number of policies for each arm, trained from seeds 0, 1, ..."""
-    updates: int = 3000
+    updates: int = 1500
     """Gradient steps of each policy."""
     views: tuple[str, ...] = ()
     """Cameras that the policy looks through; the dataset's first one if not given."""
@@ -45,6 +46,8 @@ class Config:
     """Also write TensorBoard logs into each policy's folder."""
     quiet: bool = False
     """No progress bars."""
+    loop_settings: Suppress[Any] = None
+    """Size of batches and checkpoints (`guerdon.training.offline.Config`); defaults if not given."""
     algorithm_settings: Suppress[Any] = None
     """Config of the algorithm; its defaults if not given."""
 
@@ -117,27 +120,31 @@ def _rewards_of(run: Run, name: str) -> RewardColumn:
 
 
 def _train_one(job: Job, progress: Progress) -> None:
-    import torch
-
-    from guerdon.training.offline import train as train_policy
+    from guerdon.training import offline
     from guerdon.transitions import Transitions
 
-    torch.set_num_threads(1)
+    offline.use_one_thread()
     run = Run.open(job.config.run)
-    asked = as_record(replace(job.config, run=Path(), rewards=(), seeds=1, jobs=0, quiet=False)) | {"arm": job.arm, "reward": job.reward}
+    settings = {key: value for key, value in as_record(job.config).items() if key not in _NOT_OF_ONE_POLICY}
+    asked = settings | {"arm": job.arm, "reward": job.reward}
     inputs = inputs_of(run, job.reward)
     manifest = run.manifest(job.part)
-    if manifest is not None:
-        if (manifest["config"], manifest["inputs"]) == (asked, inputs):
-            return
-        shutil.rmtree(job.part)
+    if manifest is not None and (manifest["config"], manifest["inputs"]) == (asked, inputs):
+        return
     values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else _rewards_of(run, job.reward).values
     transitions = Transitions.build(dataset_of(run), values, views=job.config.views)
     began = time.monotonic()
-    train_policy(
-        transitions, job.config.algorithm, job.config.algorithm_settings, updates=job.config.updates, seed=job.seed, out=job.part,
-        progress=progress, tensorboard=job.config.tensorboard,
-    )  # fmt: skip
+
+    def learn(*, resume: bool) -> None:
+        offline.train(
+            transitions, job.config.algorithm, job.config.algorithm_settings, updates=job.config.updates, seed=job.seed, out=job.part,
+            loop=job.config.loop_settings, progress=progress, tensorboard=job.config.tensorboard, resume=resume,
+        )  # fmt: skip
+
+    try:
+        learn(resume=True)
+    except StaleInput:  # an earlier attempt with other rewards or settings: this command is the one that makes the part anew
+        learn(resume=False)
     results = {
         "seconds": time.monotonic() - began,
         "updates": job.config.updates,

@@ -10,6 +10,7 @@ the run is escaped. What is missing is said to be missing: a run with labels onl
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet
 from guerdon.report import figures
 from guerdon.report.contents import Contents, Part, Rollout, mapping, number, read_contents, text
-from guerdon.report.examples import Example, data_uri, examples
+from guerdon.report.examples import Example, data_uri, examples, outcome
 from guerdon.report.results import RANDOM, STARTS, Results, sentences
 from guerdon.runs import package_version, writing
 
@@ -128,6 +129,12 @@ class RaterSection:
         """Whether a script that knows the ground truth took part in rating."""
         return any(word.split(":")[0] == "scripted" for word in self.name.split())
 
+    @property
+    def outcomes(self) -> list[tuple[str, int]]:
+        """Labels by state, those without a value with their cause; the most frequent first."""
+        counts = Counter(outcome(label) for label in self.label_set.labels)
+        return counts.most_common()
+
     def histogram(self) -> Markup:
         """Figure: scores by ground truth."""
         counts = self.quality.score_counts if self.quality else {}
@@ -159,8 +166,9 @@ def _lead_cost(contents: Contents) -> Iterator[str]:
         return
     prices = [number(part.results.get("dollars")) for part in asked]
     known = [price for price in prices if price is not None]
-    money = f"cost {_dollars(sum(known))}" if len(known) == len(prices) else "cost an unknown amount (no price known)"
-    yield f"Labelling sent {_count(sum(number(part.results.get('requests')) or 0 for part in asked))} requests and {money}."
+    money = f"and cost {_dollars(sum(known))}" if len(known) == len(prices) else "; no price is known for them"
+    sent = sum(number(part.results.get("requests")) or 0 for part in asked)
+    yield f"Labelling sent {_count(sent)} requests{'' if money.startswith(';') else ' '}{money}."
 
 
 # --- examples, rollouts, costs, checks, provenance ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guerdon.errors import GuerdonError, RunError
+from guerdon.evaluation.statistics import matrices
 from guerdon.evaluation.tasks import TaskList
 from guerdon.labels import LabelSet
 from guerdon.runs import Run, read_json
@@ -165,7 +166,7 @@ class _Reader:
     def _rows(self, path: Path) -> list[Mapping[str, Any]]:
         if not self.run.manifest_path(path).is_file():
             return []
-        return self._tried(_json_lines, path) or []
+        return self._tried(_evaluation_rows, path) or []
 
     def _rollouts(self, path: Path) -> Iterator[Rollout]:
         index = self._tried(read_json, path)
@@ -190,7 +191,7 @@ class _Reader:
         return str(path.relative_to(self.run.path))
 
 
-def _json_lines(path: Path) -> list[Mapping[str, Any]]:
+def _evaluation_rows(path: Path) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
     for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -200,6 +201,10 @@ def _json_lines(path: Path) -> list[Mapping[str, Any]]:
         if not isinstance(row, dict):
             raise RunError(f"line {line_number} is no record; the file was left out", where=str(path))
         rows.append(row)
+    try:
+        matrices(rows)
+    except RunError as error:
+        raise RunError(f"{error.what}; the file was left out", where=f"{path}, {error.where}", cure=error.cure) from error
     return rows
 
 

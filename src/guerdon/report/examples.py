@@ -157,8 +157,12 @@ def _action(number: int, label: Label, scale: tuple[float, float], taken: Any, t
 
 def _example(window: Sequence[Label], actions: tuple[Action, ...], view: str) -> Example:
     first = window[0]
-    outcome = first.state if first.cause in (None, first.state) else f"{first.state}: {first.cause}"
-    return Example("", first.episode, first.start, window[-1].stop, first.instruction, outcome, actions, view)
+    return Example("", first.episode, first.start, window[-1].stop, first.instruction, outcome(first), actions, view)
+
+
+def outcome(label: Label) -> str:
+    """State of a label, with the cause if there is one: "labelled", "unreadable", "failed: timeout"."""
+    return label.state if label.cause in (None, label.state) else f"{label.state}: {label.cause}"
 
 
 def _action_name(action: Any, names: Sequence[str]) -> str:

@@ -57,12 +57,14 @@ def spoken(found: Estimate) -> str:
     return f"{found.value:.2f}{interval}"
 
 
-def bars(series: Sequence[Series], groups: Sequence[str], *, axis: str, description: str, height: float = 270.0) -> Markup:
-    """Grouped bars from 0 to 1 with 95 % intervals: groups on the x axis, one bar for each series in each group."""
-    floor, scale = height - _BOTTOM, height - _BOTTOM - _TOP
+def bars(
+    series: Sequence[Series], groups: Sequence[str], *, axis: str, description: str, height: float = 270.0, top: float = 1.0
+) -> Markup:
+    """Grouped bars from 0 to `top` with 95 % intervals: groups on the x axis, one bar for each series in each group."""
+    floor, scale = height - _BOTTOM, (height - _BOTTOM - _TOP) / top
     room = (_WIDTH - _LEFT - _RIGHT) / max(len(groups), 1)
     width = min(room * 0.84 / max(len(series), 1), 34.0)
-    marks = [*_grid(floor, scale), _text(axis, (_LEFT + _WIDTH) / 2, height - 6, class_="axis", text_anchor="middle")]
+    marks = [*_grid(floor, scale, top), _text(axis, (_LEFT + _WIDTH) / 2, height - 6, class_="axis", text_anchor="middle")]
     for place, group in enumerate(groups):
         centre = _LEFT + room * (place + 0.5)
         marks.append(_text(group, centre, floor + 18, class_="tick", text_anchor="middle"))
@@ -72,8 +74,8 @@ def bars(series: Sequence[Series], groups: Sequence[str], *, axis: str, descript
     return _figure(marks, height, description)
 
 
-def _grid(floor: float, scale: float) -> Iterable[Markup]:
-    for tick in _TICKS:
+def _grid(floor: float, scale: float, top: float) -> Iterable[Markup]:
+    for tick in (tick for tick in _TICKS if tick <= top):
         y = floor - tick * scale
         yield _element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="base" if tick == 0 else "grid")
         yield _text(f"{tick:g}", _LEFT - 6, y + 4, class_="tick", text_anchor="end")
@@ -134,12 +136,16 @@ def histogram(
     """Bars side by side for each kind of transition: what share of that kind got which score. Many distinct scores go into ten bins."""
     if len({score for kind in counts.values() for score in kind}) > _MOST_BARS:
         counts = {name: _binned(kind, scale) for name, kind in counts.items()}
-    scores = sorted({score for kind in counts.values() for score in kind})
+    scores = {score for kind in counts.values() for score in kind}
+    if all(score.is_integer() for score in scores) and scale[1] - scale[0] <= _MOST_BARS:
+        scores |= {float(score) for score in range(int(scale[0]), int(scale[1]) + 1)}
     series = [
         Series(name, f"truth-{name}", {f"{score:g}": Estimate(count / sum(kind.values())) for score, count in kind.items()})
         for name, kind in counts.items()
     ]
-    return bars(series, [f"{score:g}" for score in scores], axis=axis, description=description, height=height)
+    highest = max((share.value for each in series for share in each.values.values()), default=1.0)
+    top = min(tick for tick in _TICKS if tick >= min(highest, 1.0))
+    return bars(series, [f"{score:g}" for score in sorted(scores)], axis=axis, description=description, height=height, top=top)
 
 
 def _binned(counts: Mapping[float, int], scale: tuple[float, float], bins: int = 10) -> dict[float, int]:

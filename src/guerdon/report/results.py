@@ -94,7 +94,8 @@ class Results:
             return cls((), {}, {}, (str(error),))
         table = {(each.arm, each.start, each.wording, each.length): each for each in summaries}
         left_out = [each for each in summaries if each.length is None and each.left_out]
-        problems = [
+        groups = {(row["arm"], row["start"], row["wording"]) for row in contents.rows}
+        problems = [f"{', '.join(group)}: its seeds have no task in common." for group in sorted(groups - returns.keys())] + [
             f"{each.arm} ({each.start}, {each.wording}): {each.left_out} episodes do not count, because not every seed has done their task."
             for each in left_out
         ]
@@ -149,7 +150,7 @@ class Results:
         series = [figures.Series(arm.name, arm.css, self._by_start(arm)) for arm in self.arms]
         return figures.intervals(
             series, [STARTS[start] for start in self.starts],
-            axis="share of the task completed (interquartile mean, 95 % interval)", description="Interquartile mean return of every arm",
+            axis="interquartile mean return, 95 % interval", description="Interquartile mean return of every arm",
         )  # fmt: skip
 
     def _by_start(self, arm: Arm) -> dict[str, Estimate]:

@@ -31,20 +31,18 @@ from guerdon.errors import MissingExtra, PolicyError, StaleInput, UsageError
 from guerdon.records import canonical_json
 from guerdon.runs import writing
 from guerdon.training.policy import RECORD, read_record, read_tensors, save_policy, write_tensors
-from guerdon.transitions import Sampler, Transitions
+from guerdon.transitions import ObservationSpec, Sampler, Transitions
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
-"""Called at every line of metrics with the updates made, the updates to make, and the metrics."""
+Progress = Callable[[int, int], object]
+"""Called at every line of metrics with the updates made and the updates to make."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How long to train, and on how much at a time."""
+    """On how much to train at a time, and how often to write down where it stands."""
 
-    updates: int = 1500
-    """Gradient steps."""
     sequences: int = 8
     """Episodes (or pieces of long ones) in a batch."""
     context: int = 64
@@ -70,11 +68,12 @@ def use_one_thread() -> None:
 def train(
     transitions: Transitions,
     algorithm_name: str,
-    config: Config | None = None,
+    config: Any = None,
     *,
+    updates: int = 1500,
     seed: int,
     out: Path,
-    settings: Any = None,
+    loop: Config | None = None,
     progress: Progress | None = None,
     tensorboard: bool = False,
     resume: bool = True,
@@ -84,11 +83,12 @@ def train(
     Args:
         transitions: what to learn from.
         algorithm_name: a file of `guerdon.algorithms`, e.g. "iql".
-        config: length and batches; None takes the defaults.
+        config: the algorithm's own `Config`; None takes its defaults.
+        updates: gradient steps to make.
         seed: of the initial weights and of the order of the data.
         out: folder of this policy.
-        settings: the algorithm's own `Config`; None takes its defaults.
-        progress: told about every line of metrics.
+        loop: batches and checkpoints; None takes the defaults.
+        progress: told how far it is.
         tensorboard: also write the metrics for TensorBoard.
         resume: False begins anew, whatever lies in `out`.
 
@@ -98,28 +98,46 @@ def train(
     Raises:
         UnknownName: if there is no such algorithm.
         StaleInput: if `out` holds a run on other data, with other settings or another seed.
+        UsageError: if `updates` is not positive.
         PolicyError: if the loss stops being a finite number.
         WriteFailed: if the disk is full or not writable.
     """
-    run = _TrainingRun(transitions, algorithm_name, config or Config(), settings, seed, Path(out))
+    if updates < 1:
+        raise UsageError(f"updates must be at least 1, got {updates}")
+    algorithm_class = discover.load("algorithms", algorithm_name)
+    config = config or algorithm_class.Config()
+    loop = loop or Config()
+    algorithm = algorithm_class(transitions.spec, config, seed=seed, updates=updates)
+    sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=seed)
+    asked = {
+        "algorithm": algorithm_class.name,
+        "config": asdict(config),
+        "updates": updates,
+        "sequences": loop.sequences,
+        "context": loop.context,
+        "seed": seed,
+        "data": transitions.fingerprint,
+    }
+    run = _TrainingRun(algorithm, sampler, transitions.spec, loop, asked, Path(out))
     if not resume:
         run.clear()
     if not run.is_finished():
         run.restore()
-        run.learn(_listeners(run.out, progress, tensorboard))
+        run.learn(progress, tensorboard)
     return run.out
 
 
 def updates_within(
-    seconds: float, transitions: Transitions, algorithm_name: str, config: Config | None = None, *, settings: Any = None, trial: int = 12
+    seconds: float, transitions: Transitions, algorithm_name: str, config: Any = None, *, loop: Config | None = None, trial: int = 12
 ) -> int:
     """How many updates take about `seconds` on this machine as busy as it is now, from timing `trial` of them; nothing is kept.
 
-    The number differs from one call to the next: write it down, and train with `Config(updates=...)` to be repeatable.
+    The number differs from one call to the next: write it down and train with `updates=` that number to be repeatable.
     """
-    config = config or Config()
-    algorithm = _algorithm(transitions, algorithm_name, settings, seed=0, updates=config.updates)
-    sampler = Sampler(transitions, sequences=config.sequences, context=config.context, seed=0)
+    algorithm_class = discover.load("algorithms", algorithm_name)
+    algorithm = algorithm_class(transitions.spec, config or algorithm_class.Config(), seed=0, updates=trial + 1)
+    loop = loop or Config()
+    sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=0)
     algorithm.update(sampler.draw())
     begin = time.perf_counter()
     for _ in range(trial):
@@ -127,31 +145,15 @@ def updates_within(
     return max(1, int(seconds * trial / (time.perf_counter() - begin)))
 
 
-def _algorithm(transitions: Transitions, name: str, settings: Any, *, seed: int, updates: int) -> Any:
-    chosen = discover.load("algorithms", name)
-    return chosen(transitions.spec, settings or chosen.Config(), seed=seed, updates=updates)
-
-
 class _TrainingRun:
-    """The state of one run: algorithm, place in the data, updates made; and its folder."""
+    """One run: algorithm, place in the data and updates made, with the folder where they are kept."""
 
-    def __init__(self, transitions: Transitions, name: str, config: Config, settings: Any, seed: int, out: Path) -> None:
-        self.config, self.out, self.spec = config, out, transitions.spec
-        settings = settings or discover.load("algorithms", name).Config()
-        self.algorithm = _algorithm(transitions, name, settings, seed=seed, updates=config.updates)
-        self.sampler = Sampler(transitions, sequences=config.sequences, context=config.context, seed=seed)
+    def __init__(self, algorithm: Any, sampler: Sampler, spec: ObservationSpec, loop: Config, asked: dict[str, Any], out: Path) -> None:
+        self.algorithm, self.sampler, self.spec, self.loop, self.out = algorithm, sampler, spec, loop, out
+        self.asked = asked
+        """Everything that decides the result."""
         self.made = 0
         self.seconds = 0.0
-        self.asked = {
-            "algorithm": name,
-            "settings": asdict(settings),
-            "updates": config.updates,
-            "sequences": config.sequences,
-            "context": config.context,
-            "seed": seed,
-            "data": transitions.fingerprint,
-        }
-        """Everything that decides the result."""
 
     def clear(self) -> None:
         for name in (RECORD, CHECKPOINT, METRICS):
@@ -179,17 +181,19 @@ class _TrainingRun:
             cure = "Choose another folder, or begin anew with resume=False."
             raise StaleInput(f"belongs to a run with other {', '.join(differing)}", where=str(path), cure=cure)
 
-    def learn(self, listeners: list[Progress]) -> None:
-        metrics = _MetricsFile(self.out / METRICS, self.made)
-        config = self.config
-        while self.made < config.updates:
-            count = min(config.log_every, config.updates - self.made)
-            means = self._updates(count)
-            metrics.append({"update": self.made, "seconds": round(self.seconds, 3), **means})
+    def learn(self, progress: Progress | None, tensorboard: bool) -> None:
+        listeners: list[Callable[[Mapping[str, float]], None]] = [_MetricsFile(self.out / METRICS, self.made).append]
+        if tensorboard:
+            listeners.append(_tensorboard(self.out / "tensorboard"))
+        updates: int = self.asked["updates"]
+        while self.made < updates:
+            means = self._updates(min(self.loop.log_every, updates - self.made))
             for listen in listeners:
-                listen(self.made, config.updates, means)
-            if self.made % config.checkpoint_every == 0 or self.made == config.updates:
+                listen({"update": self.made, "seconds": round(self.seconds, 3), **means})
+            if self.made % self.loop.checkpoint_every == 0 or self.made == updates:
                 self._save()
+            if progress:
+                progress(self.made, updates)
         save_policy(self.out, self.algorithm.policy, self.spec, self.asked)
 
     def _updates(self, count: int) -> dict[str, float]:
@@ -237,22 +241,16 @@ def _update_of(line: str) -> float:
         return math.inf
 
 
-def _listeners(out: Path, progress: Progress | None, tensorboard: bool) -> list[Progress]:
-    listeners = [progress] if progress else []
-    return [*listeners, _tensorboard(out / "tensorboard")] if tensorboard else listeners
-
-
-def _tensorboard(folder: Path) -> Progress:
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard", "train") from error
 
-    def write(update: int, updates: int, metrics: Mapping[str, float]) -> None:
-        del updates
-        with SummaryWriter(folder) as writer:  # type: ignore[no-untyped-call]
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, update)  # type: ignore[no-untyped-call]
+    def write(line: Mapping[str, float]) -> None:
+        with SummaryWriter(folder) as writer:
+            for name, value in line.items():
+                writer.add_scalar(name, value, int(line["update"]))
 
     return write
 

@@ -192,7 +192,8 @@ class Policy(Actor):
             tokens=self._tokens,
         )
         features, self._memory[chosen] = self._network.trunk(rows, self._memory[chosen], self._words)
-        return self._network.head(features)
+        logits: Tensor = self._network.head(features)
+        return logits
 
     def _choose(self, logits: Tensor) -> Tensor:
         if self._random is None:

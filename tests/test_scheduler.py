@@ -1,0 +1,447 @@
+"""The scheduler: what is sent, what is not, what is tried again, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from guerdon.answers import Scores, Text
+from guerdon.asking import scheduler
+from guerdon.asking.loop import run_sync
+from guerdon.asking.scheduler import Progress, ask
+from guerdon.asking.store import Key, Store
+from guerdon.errors import AuthenticationRefused, ProviderError, QuotaExhausted, UsageError, WriteFailed
+from guerdon.interfaces import Method, Provider
+from guerdon.records import Evidence, Exchange, Failure, Label, Message, Rater, Reply, Request, Sample, Segment, Transcript, Usage
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "s.sqlite") as opened:
+        yield opened
+
+
+class TwoTurns(Method):
+    """Asks for an analysis, then for scores, with the analysis in the conversation."""
+
+    name = "two-turns"
+    version = "1"
+    scale = (0.0, 10.0)
+
+    def __init__(self, second_rater: int = 0) -> None:
+        self._second_rater = second_rater
+
+    def next(self, sample: Sample, exchanges: Sequence[Exchange]) -> Request | None:
+        if len(exchanges) == 2:
+            return None
+        first = Message("user", f"What happens in {sample.segment.episode}?")
+        evidence = Evidence(sample.instruction, sample.actions, ())
+        if not exchanges:
+            return Request(evidence, (first,), Text(), "analyse", sample.subject)
+        assert isinstance(exchanges[0].outcome, Reply)
+        turns = (first, Message("assistant", exchanges[0].outcome.text), Message("user", "Score it."))
+        return Request(evidence, turns, Scores(1), "score", sample.subject, rater=self._second_rater)
+
+    def read(self, transcript: Transcript) -> list[Label]:
+        return []
+
+
+Answer = Callable[[Request], Reply | Failure | BaseException]
+
+
+class Fake(Provider):
+    """Answers what the test says, and remembers what it was asked."""
+
+    def __init__(self, answer: Answer | None = None, *, name: str = "fake", delay: float = 0.0) -> None:
+        self.rater = Rater(name, "")
+        self.asked: list[Request] = []
+        self.in_flight = self.most_in_flight = 0
+        self._answer = answer or (lambda request: Reply(f"reply to {request.purpose}", usage=Usage(10, 2, 0.5)))
+        self._delay = delay
+
+    async def ask(self, request: Request, *, repeat: int = 0) -> Reply | Failure:
+        self.asked.append(request)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await asyncio.sleep(self._delay)
+        self.in_flight -= 1
+        outcome = self._answer(request)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+def sample(episode: int) -> Sample:
+    return Sample(Segment(episode, 0, 1, ("full",)), "go", ("left",))
+
+
+class Sleeps:
+    """A sleep that does not wait and remembers."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+async def collect(transcripts: AsyncIterator[Transcript]) -> list[Transcript]:
+    return sorted([transcript async for transcript in transcripts], key=lambda t: t.sample.segment.episode)
+
+
+# --- the ordinary course ---
+
+
+async def test_conversations_are_carried_out_and_kept(store: Store) -> None:
+    provider = Fake()
+    transcripts = await collect(ask(map(sample, range(5)), TwoTurns(), [provider], store, run="a"))
+    assert [t.sample.segment.episode for t in transcripts] == list(range(5))
+    assert all([e.request.purpose for e in t.exchanges] == ["analyse", "score"] for t in transcripts)
+    assert all(e.asked_now for t in transcripts for e in t.exchanges)
+    costs = store.costs("a")
+    assert (costs.requests, costs.answered, costs.dollars) == (10, 10, 5.0)
+
+
+async def test_a_second_run_sends_nothing(store: Store) -> None:
+    await collect(ask(map(sample, range(5)), TwoTurns(), [Fake()], store, run="a"))
+    provider = Fake()
+    events: list[Progress] = []
+    transcripts = await collect(ask(map(sample, range(5)), TwoTurns(), [provider], store, run="b", on_event=events.append))
+    assert provider.asked == []
+    assert not any(e.asked_now for t in transcripts for e in t.exchanges)
+    assert events[-1] == Progress(done=5, found=10)
+    assert store.costs("b").requests == 0
+
+
+async def test_another_rater_or_repeat_is_asked_anew(store: Store) -> None:
+    await collect(ask([sample(0)], TwoTurns(), [Fake()], store, run="a"))
+    other, repeated = Fake(name="other"), Fake()
+    await collect(ask([sample(0)], TwoTurns(), [other], store, run="a"))
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [repeated], store, run="a", repeat=1))
+    assert len(other.asked) == len(repeated.asked) == 2
+    assert transcript.repeat == 1
+
+
+async def test_the_second_stage_may_ask_another_rater(store: Store) -> None:
+    first, second = Fake(), Fake(name="cheap")
+    await collect(ask([sample(0)], TwoTurns(second_rater=1), [first, second], store, run="a"))
+    assert [r.purpose for r in first.asked] == ["analyse"]
+    assert [r.purpose for r in second.asked] == ["score"]
+    with pytest.raises(UsageError, match="rater number 2, but 1 were given"):
+        await collect(ask([sample(1)], TwoTurns(second_rater=1), [first], store, run="a"))
+
+
+async def test_concurrency_is_kept_and_samples_are_pulled_lazily(store: Store) -> None:
+    provider, pulled = Fake(delay=0.001), []
+
+    def samples() -> Iterator[Sample]:
+        for episode in range(40):
+            pulled.append(episode)
+            yield sample(episode)
+
+    seen = 0
+    async with aclosing(ask(samples(), TwoTurns(), [provider], store, run="a", concurrency=4)) as transcripts:
+        async for _ in transcripts:
+            seen += 1
+            assert len(pulled) <= seen + 4
+    assert provider.most_in_flight == 4
+    assert seen == 40
+
+
+async def test_equal_questions_are_paid_for_once(store: Store) -> None:
+    provider = Fake(delay=0.005)
+    transcripts = await collect(ask([sample(0)] * 6, TwoTurns(), [provider], store, run="a"))
+    assert len(transcripts) == 6
+    assert Counter(r.purpose for r in provider.asked) == {"analyse": 1, "score": 1}
+
+
+async def test_what_another_process_is_asking_is_waited_for(store: Store) -> None:
+    method, provider = TwoTurns(), Fake()
+    request = method.next(sample(0), ())
+    assert request is not None
+    assert await store.claim(Key(request.question, provider.rater.key, 0), "another process", 60) is True
+
+    async def answer_later() -> None:
+        await asyncio.sleep(0.05)
+        await store.record(request, provider.rater, 0, Reply("theirs"), run="theirs")
+
+    later = asyncio.create_task(answer_later())
+    (transcript,) = await collect(ask([sample(0)], method, [provider], store, run="a"))
+    await later
+    assert isinstance(transcript.exchanges[0].outcome, Reply)
+    assert transcript.exchanges[0].outcome.text == "theirs"
+    assert [r.purpose for r in provider.asked] == ["score"]
+
+
+async def test_events_count_what_happened(store: Store) -> None:
+    outcomes = iter([Failure("overload", final=False), Reply("a", usage=Usage(10, 2, 0.5)), Reply("b", usage=Usage(5, 1, None))])
+    events: list[Progress] = []
+    provider = Fake(lambda _request: next(outcomes))
+    await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", on_event=events.append, sleep=Sleeps()))
+    assert events[-1] == Progress(
+        done=1, asked=3, failures={"overload": 1}, input_tokens=15, output_tokens=3, dollars=0.5, price_unknown=1
+    )
+    assert [event.asked for event in events] == [1, 2, 3, 3]
+
+
+# --- failures ---
+
+
+async def test_a_transient_failure_is_tried_again_with_growing_pauses(store: Store) -> None:
+    sleeps, provider = Sleeps(), Fake(lambda _request: Failure("overload", final=False))
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", sleep=sleeps))
+    assert transcript.failure == Failure("overload", final=False)
+    assert len(provider.asked) == 4
+    assert store.costs("a").failures == {"overload": 4}
+    for pause, doubling in zip(sleeps.seconds, (1, 2, 4), strict=True):
+        assert 0.5 * doubling <= pause <= 1.5 * doubling
+
+
+async def test_the_provider_says_how_long_to_wait(store: Store) -> None:
+    sleeps, outcomes = Sleeps(), iter([Failure("rate_limit", final=False, retry_after=20.0), Reply("a"), Reply("b")])
+    await collect(ask([sample(0)], TwoTurns(), [Fake(lambda _request: next(outcomes))], store, run="a", sleep=sleeps))
+    (pause,) = sleeps.seconds
+    assert 20.5 <= pause <= 21.5
+
+
+async def test_a_wait_of_an_hour_is_left_to_a_later_run(store: Store) -> None:
+    sleeps, provider = Sleeps(), Fake(lambda _request: Failure("rate_limit", final=False, retry_after=3600.0))
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", sleep=sleeps))
+    assert transcript.failure is not None
+    assert (len(provider.asked), sleeps.seconds) == (1, [])
+
+
+async def test_a_final_failure_ends_the_conversation_and_is_not_asked_again(store: Store) -> None:
+    provider = Fake(lambda _request: Failure("blocked", final=True))
+    for run in ("a", "b"):
+        (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run=run))
+        assert transcript.failure == Failure("blocked", final=True)
+        assert len(transcript.exchanges) == 1
+    assert len(provider.asked) == 1
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run="c", retry_failed=True))
+    assert len(provider.asked) == 2
+
+
+async def test_an_exhausted_transient_failure_is_asked_again_by_a_re_run(store: Store) -> None:
+    await collect(ask([sample(0)], TwoTurns(), [Fake(lambda _r: Failure("timeout", final=False))], store, run="a", sleep=Sleeps()))
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [Fake()], store, run="b"))
+    assert transcript.failure is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "error", "words"), [("authentication", AuthenticationRefused, "key was refused"), ("quota", QuotaExhausted, "no quota left")]
+)
+async def test_account_trouble_stops_the_run_but_saves_what_is_in_flight(
+    store: Store, cause: str, error: type[ProviderError], words: str
+) -> None:
+    def answer(request: Request) -> Reply | Failure:
+        return Failure(cause, final=False, status=401) if request.subject.episode == 3 else Reply("fine")  # type: ignore[arg-type]
+
+    provider, ended = Fake(answer, delay=0.002), []
+    with pytest.raises(error, match=rf"fake: {words}.*HTTP 401.*the same command goes on"):
+        async for transcript in ask(map(sample, range(1000)), TwoTurns(), [provider], store, run="a", concurrency=4):
+            ended.append(transcript)
+    assert len(provider.asked) < 20
+    costs = store.costs("a")
+    assert costs.requests == len(provider.asked)
+    assert costs.failures == {cause: 1}
+    again = Fake()
+    await collect(ask(map(sample, range(4)), TwoTurns(), [again], store, run="b"))
+    assert len(again.asked) == 8 - sum(r.subject.episode < 4 for r in provider.asked) + 1
+
+
+async def test_a_provider_error_stops_the_run(store: Store) -> None:
+    provider = Fake(lambda _request: ProviderError("no such model", where="fake"))
+    with pytest.raises(ProviderError, match="no such model"):
+        await collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=3))
+    assert len(provider.asked) == 3
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [Fake()], store, run="b"))  # its claim was given up
+    assert transcript.failure is None
+
+
+async def test_stopping_does_not_wait_out_pauses(store: Store) -> None:
+    def answer(request: Request) -> Reply | Failure:
+        if request.subject.episode == 0:
+            return Failure("rate_limit", final=False, retry_after=200.0)
+        return Failure("quota", final=False)
+
+    began = time.monotonic()
+    with pytest.raises(QuotaExhausted):
+        await collect(ask(map(sample, range(2)), TwoTurns(), [Fake(answer)], store, run="a"))
+    assert time.monotonic() - began < 10
+
+
+async def test_a_reply_that_cannot_be_stored_stops_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_args: object, **_kwargs: object) -> None:
+        raise WriteFailed("the disk is full", where="s.sqlite", cure="Free some space.")
+
+    monkeypatch.setattr(store, "record", full)
+    provider = Fake()
+    with pytest.raises(WriteFailed):
+        await collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=2))
+    assert len(provider.asked) == 2
+
+
+async def test_an_error_while_reading_samples_saves_what_is_in_flight(store: Store) -> None:
+    def samples() -> Iterator[Sample]:
+        yield sample(0)
+        raise ValueError("damaged episode")
+
+    provider = Fake(delay=0.01)
+    with pytest.raises(ValueError, match="damaged episode"):
+        await collect(ask(samples(), TwoTurns(), [provider], store, run="a"))
+    assert store.costs("a").requests == len(provider.asked) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"attempts": 0}])
+async def test_nonsense_is_refused(store: Store, wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        await collect(ask([], TwoTurns(), [Fake()], store, run="a", **wrong))
+
+
+# --- stopping from outside ---
+
+
+async def test_cancelling_saves_what_is_in_flight(store: Store) -> None:
+    provider = Fake(delay=0.05)
+    task = asyncio.create_task(collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=5)))
+    while provider.in_flight < 5:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.costs("a").requests == len(provider.asked) == 5
+
+
+async def test_cancelling_twice_does_not_wait(store: Store) -> None:
+    provider = Fake(delay=60)
+    task = asyncio.create_task(collect(ask(map(sample, range(10)), TwoTurns(), [provider], store, run="a", concurrency=5)))
+    while provider.in_flight < 5:
+        await asyncio.sleep(0.001)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 10
+    await collect(ask(map(sample, range(5)), TwoTurns(), [Fake()], store, run="b"))  # claims were given up
+
+
+async def test_leaving_the_loop_early_saves_what_is_in_flight(store: Store) -> None:
+    provider = Fake(delay=0.01)
+    async with aclosing(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=5)) as transcripts:
+        async for _ in transcripts:
+            break
+    assert store.costs("a").requests == len(provider.asked)
+    gc.collect()
+
+
+async def test_a_long_request_keeps_its_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "LEASE", 0.04)
+    slow, quick = Fake(delay=0.3), Fake()
+    first = asyncio.create_task(collect(ask([sample(0)], TwoTurns(), [slow], store, run="a")))
+    while not slow.asked:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.1)
+    await collect(ask([sample(0)], TwoTurns(), [quick], store, run="b"))
+    await first
+    assert len(slow.asked) + len(quick.asked) == 2
+
+
+# --- the event loop of the process ---
+
+
+def test_run_sync_returns_raises_and_keeps_one_loop() -> None:
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async def fail() -> None:
+        raise ValueError("as it was")
+
+    assert run_sync(loop()) is run_sync(loop())
+    with pytest.raises(ValueError, match="as it was"):
+        run_sync(fail())
+
+
+async def test_run_sync_works_where_a_loop_already_runs() -> None:
+    async def answer() -> int:
+        await asyncio.sleep(0)
+        return 42
+
+    assert run_sync(answer()) == 42
+
+
+def test_run_sync_refuses_to_wait_for_itself() -> None:
+    async def inner() -> None:
+        return
+
+    async def outer() -> None:
+        run_sync(inner())
+
+    with pytest.raises(RuntimeError, match="await the coroutine instead"):
+        run_sync(outer())
+
+
+def test_ctrl_c_cancels_and_waits_for_the_end() -> None:
+    saved = threading.Event()
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            saved.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sync(work())
+    assert saved.is_set()
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from tests.test_scheduler import Fake, TwoTurns, ask, collect, run_sync, sample, Store
+provider = Fake(delay=0.2)
+print("asking", flush=True)
+with Store.open(Path(sys.argv[1])) as store:
+    run_sync(collect(ask(map(sample, range(1000)), TwoTurns(), [provider], store, run="a", concurrency=5)))
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_process_saves_what_is_in_flight(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "s.sqlite")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    with Store.open(tmp_path / "s.sqlite") as store:
+        costs = store.costs("a")
+    assert costs.requests == costs.answered > 0
+    assert costs.requests % 5 == 0
