@@ -22,12 +22,12 @@ SMALL = PolicyNetwork.Config(channels=8, width=16)
 
 def transitions() -> Transitions:
     source = MemoryDataset([MemoryEpisode(4, "go left"), MemoryEpisode(3, "go right", terminated=False)])
-    return Transitions.build(source, {(0, 0): np.array([0.1, NAN, 0, 1], np.float32), (1, 0): np.array([0.1, 0.2, 0.3], np.float32)})
+    return Transitions.build(source, {(0, 0): np.array([0.1, NAN, 0, 2], np.float32), (1, 0): np.array([0.1, 0.2, 0.3], np.float32)})
 
 
 def learner(config: IQL.Config | None = None) -> tuple[IQL, Batch]:
     data = transitions()
-    algorithm = IQL(data.spec, config or IQL.Config(network=SMALL), seed=0, updates=100)
+    algorithm = IQL(data, config or IQL.Config(network=SMALL), seed=0, updates=100)
     return algorithm, collate(data, [Chunk(0, 0, 4), Chunk(1, 0, 3)])
 
 
@@ -39,7 +39,7 @@ def gradient(algorithm: IQL, batch: Batch) -> dict[str, Tensor]:
 
 
 def test_losses_are_the_three_equations() -> None:
-    config = IQL.Config(network=SMALL, discount=0.9, expectile=0.7, inverse_temperature=3.0, reward_scale=2.0)
+    config = IQL.Config(network=SMALL, discount=0.5, expectile=0.7, inverse_temperature=3.0)
     algorithm, batch = learner(config)
     algorithm.update(batch)  # so that the target differs from the online critics
     with torch.no_grad():
@@ -50,10 +50,11 @@ def test_losses_are_the_three_equations() -> None:
         target = [critic(target_features) for critic in algorithm._target.heads]
         log_policy = algorithm.policy.head(features).log_softmax(-1)
     losses = algorithm.losses(batch)
+    largest_return = 2.0  # of 0.1, ?, 0, 2, from its last transition
     for row in torch.nonzero(batch.known).flatten().tolist():
         action, ends = batch.action[row], bool(batch.terminal[row])
         lower = min(target[0][row, action], target[1][row, action])
-        goal = 2.0 * batch.reward[row] + (0.0 if ends else 0.9 * value[row + 1])
+        goal = batch.reward[row] / largest_return + (0.0 if ends else 0.5 * value[row + 1])
         error = lower - value[row]
         assert_close(losses["value_loss"][row], (0.7 if error > 0 else 0.3) * error**2)
         assert_close(losses["critic_loss"][row], (online[0][row, action] - goal) ** 2 + (online[1][row, action] - goal) ** 2)
@@ -111,7 +112,7 @@ def test_values_find_the_discounted_return_of_a_known_episode() -> None:
     """Rewards 0, 0, 0, 1 with γ = 0.5 are worth 1/8, 1/4, 1/2, 1: with one action each the critics have nothing else to learn."""
     data = Transitions.build(MemoryDataset([MemoryEpisode(4)], size=8), {(0, 0): np.array([0, 0, 0, 1], np.float32)})
     config = IQL.Config(network=SMALL, optimiser=FAST, discount=0.5, target_rate=0.1)
-    algorithm = IQL(data.spec, config, seed=0, updates=120)
+    algorithm = IQL(data, config, seed=0, updates=120)
     batch = collate(data, [Chunk(0, 0, 4)])
     for _ in range(120):
         algorithm.update(batch)
@@ -133,7 +134,7 @@ def test_the_policy_prefers_the_action_that_paid() -> None:
 
     source = Choice([MemoryEpisode(1) for _ in range(4)])
     data = Transitions.build(source, {(k, 0): np.array([1.0 - k % 2], np.float32) for k in range(4)})
-    algorithm = IQL(data.spec, IQL.Config(network=SMALL, optimiser=FAST, target_rate=0.1), seed=0, updates=120)
+    algorithm = IQL(data, IQL.Config(network=SMALL, optimiser=FAST, target_rate=0.1), seed=0, updates=120)
     batch = collate(data, [Chunk(k, 0, 1) for k in range(4)])
     for _ in range(120):
         algorithm.update(batch)

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.datasets import minari as ours
+from guerdon.datasets import _minari_storage as storage
 from guerdon.datasets import open_dataset
 from guerdon.datasets.minari import RecordedEpisode
 from guerdon.errors import DatasetError, UsageError, WriteFailed
@@ -234,7 +234,7 @@ def test_the_first_failed_write_ends_the_collection(tmp_path: Path, monkeypatch:
             yield episode(40, seed)
 
     failure = OSError(errno.ENOSPC, "No space left on device")
-    original, count = ours._Sink.write, [0]
+    original, count = storage._Sink.write, [0]
 
     def failing(sink: Any, data: Any) -> int:
         count[0] += 1
@@ -242,7 +242,7 @@ def test_the_first_failed_write_ends_the_collection(tmp_path: Path, monkeypatch:
             sink._failure = failure
         return original(sink, data)
 
-    monkeypatch.setattr(ours._Sink, "write", failing)
+    monkeypatch.setattr(storage._Sink, "write", failing)
     with pytest.raises(WriteFailed, match="No space left on device") as caught:
         write(tmp_path / "d", stream())
     assert caught.value.__cause__ is failure
@@ -252,7 +252,7 @@ def test_the_first_failed_write_ends_the_collection(tmp_path: Path, monkeypatch:
 
 def test_the_library_behind_it_never_sees_a_failure(tmp_path: Path) -> None:
     # HDF5 reads back what it wrote; after a failed write it must find it, or it crashes while closing.
-    sink = ours._Sink(tmp_path / "f")
+    sink = storage._Sink(tmp_path / "f")
     sink.write(b"0123456789")
     sink._failure = OSError(errno.ENOSPC, "full")
     sink.seek(8)

@@ -23,7 +23,7 @@ from guerdon.labels import LabelSet
 from guerdon.records import Frames, Label
 from guerdon.report import build, figures
 from guerdon.report.build import render
-from guerdon.report.contents import read_contents
+from guerdon.report.contents import read_contents, stale_parts
 from guerdon.report.examples import examples
 from guerdon.report.results import Results
 from guerdon.runs import Manifest, Run, write_json
@@ -96,7 +96,7 @@ def add_evaluation(run: Run, arm: str, level: float, seeds: int = 3) -> None:
         part = run.part("evaluations", arm) / f"seed-{seed}.jsonl"
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text("".join(json.dumps(each) + "\n" for each in rows))
-        run.finish(part, Manifest({}, {}, {"seconds": 5.0}))
+        run.finish(part, Manifest({}, {}, {"seconds": 5.0, "advantage_spearman": 0.3 + 0.1 * seed if arm == "both" else None}))
         if arm in EXPRESSIONS:
             policy = run.part("policies", arm) / f"seed-{seed}"
             run.finish(policy, Manifest({"algorithm": "iql", "reward": arm}, {}, {"seconds": 80.0}))
@@ -257,6 +257,35 @@ def test_the_headline_arm_is_chosen_by_what_it_is_and_not_by_its_result(tmp_path
     assert "nothing is shown to have been learned" in plain(render(read_contents(run.path), None))
 
 
+def test_arms_are_shown_in_the_order_of_their_roles(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    rewards = {
+        "both": "0.1 * rg_vlm + sparse", "constant_both": "0.1 * constant(rg_vlm) + sparse", "shuffled_both": "shuffled(rg_vlm) + sparse",
+        "flat": "0.5", "oracle": "oracle", "sparse": "sparse",
+    }  # fmt: skip
+    for name, expression in rewards.items():
+        part = run.part("rewards", name).with_suffix(".parquet")
+        part.parent.mkdir(exist_ok=True)
+        part.touch()
+        run.finish(part, Manifest({"expression": expression}, {}))
+        run.finish(run.part("policies", name) / "seed-0", Manifest({"algorithm": "iql", "reward": name}, {}))
+    run.finish(run.part("policies", "bc") / "seed-0", Manifest({"algorithm": "bc", "reward": None}, {}))
+    for arm in (*rewards, "bc", "random", "replay"):
+        add_evaluation(run, arm, 0.5, seeds=1)
+    arms = Results.of(read_contents(run.path)).arms
+    assert [(arm.name, arm.role) for arm in arms] == [
+        ("both", "method"), ("sparse", "method"), ("bc", "method"), ("oracle", "reference"), ("constant_both", "control"),
+        ("shuffled_both", "control"), ("flat", "control"), ("random", "baseline"), ("replay", "baseline"),
+    ]  # fmt: skip
+    assert {arm.name: arm.description for arm in arms}["bc"] == "BC, no rewards"
+    assert len({arm.css for arm in arms}) == len(arms)
+
+
+def test_advantages_are_averaged_over_seeds(whole_run: Run, page: str) -> None:
+    assert Results.of(read_contents(whole_run.path)).advantages == {"both": pytest.approx(0.4)}
+    assert "advantages vs truth" in page
+
+
 def test_a_known_price_is_shown(tmp_path: Path) -> None:
     run = begin(tmp_path)
     add_labels(run, "google:gemini-2.5-flash", dollars=1.234)
@@ -387,6 +416,26 @@ def test_episodes_that_not_every_seed_has_done_are_counted_as_left_out(tmp_path:
         "both, randomised, seen: its seeds have no task in common.",
         "both (fixed, seen): 1 episodes do not count, because not every seed has done their task.",
     )
+
+
+def test_parts_made_from_what_has_changed_since_are_named(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    add_labels(run)
+    add_rewards(run)
+    add_evaluation(run, "both", 0.5, seeds=1)
+    for part, inputs, results in (
+        (run.path / "labels/rg_vlm.parquet", {}, {"fingerprint": "s256:new"}),
+        (run.path / "rewards/both.parquet", {"dataset": "s256:memory", "labels/rg_vlm": "s256:old"}, {"fingerprint": "s256:reward"}),
+        (run.path / "rewards/sparse.parquet", {"labels/rg_vlm": "s256:new"}, {}),
+    ):
+        run.finish(part, Manifest({"expression": "rg_vlm"}, inputs, results))
+    policy = run.path / "policies/both/seed-0"
+    run.finish(policy, Manifest({"algorithm": "iql", "reward": "both"}, {"rewards": "s256:other reward"}))
+    assert stale_parts(read_contents(run.path)) == [
+        "policies/both/seed-0 was made from another rewards/both than there is now; make it again.",
+        "rewards/both was made from another labels/rg_vlm than there is now; make it again.",
+    ]
+    assert "rewards/both was made from another labels/rg_vlm" in plain(render(read_contents(run.path), None))
 
 
 def test_manifests_with_nonsense_in_them_do_not_stop_the_report(tmp_path: Path) -> None:

@@ -197,9 +197,7 @@ async def test_events_count_what_happened(store: Store) -> None:
     events: list[Progress] = []
     provider = Fake(lambda _request: next(outcomes))
     await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", on_event=events.append, sleep=Sleeps()))
-    assert events[-1] == Progress(
-        done=1, asked=3, failures={"overload": 1}, input_tokens=15, output_tokens=3, dollars=0.5, price_unknown=1
-    )
+    assert events[-1] == Progress(done=1, asked=3, failures={"overload": 1}, input_tokens=15, output_tokens=3, dollars=0.5, price_unknown=1)
     assert [event.asked for event in events] == [1, 2, 3, 3]
 
 
@@ -248,7 +246,8 @@ async def test_an_exhausted_transient_failure_is_asked_again_by_a_re_run(store: 
 
 
 @pytest.mark.parametrize(
-    ("cause", "error", "words"), [("authentication", AuthenticationRefused, "key was refused"), ("quota", QuotaExhausted, "no quota left")]
+    ("cause", "error", "words"),
+    [("authentication", AuthenticationRefused, "the key was refused"), ("quota", QuotaExhausted, "the account has no quota left")],
 )
 async def test_account_trouble_stops_the_run_but_saves_what_is_in_flight(
     store: Store, cause: str, error: type[ProviderError], words: str
@@ -303,13 +302,13 @@ async def test_a_reply_that_cannot_be_stored_stops_the_run(store: Store, monkeyp
 
 async def test_an_error_while_reading_samples_saves_what_is_in_flight(store: Store) -> None:
     def samples() -> Iterator[Sample]:
-        yield sample(0)
+        yield from map(sample, range(4))
         raise ValueError("damaged episode")
 
     provider = Fake(delay=0.01)
     with pytest.raises(ValueError, match="damaged episode"):
-        await collect(ask(samples(), TwoTurns(), [provider], store, run="a"))
-    assert store.costs("a").requests == len(provider.asked) == 1
+        await collect(ask(samples(), TwoTurns(), [provider], store, run="a", concurrency=3))
+    assert store.costs("a").requests == len(provider.asked) >= 4
 
 
 @pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"attempts": 0}])
@@ -420,13 +419,15 @@ def test_ctrl_c_cancels_and_waits_for_the_end() -> None:
 
 SCRIPT = """
 import sys
-sys.path.insert(0, "tests")
 from pathlib import Path
 from tests.test_scheduler import Fake, TwoTurns, ask, collect, run_sync, sample, Store
 provider = Fake(delay=0.2)
 print("asking", flush=True)
 with Store.open(Path(sys.argv[1])) as store:
-    run_sync(collect(ask(map(sample, range(1000)), TwoTurns(), [provider], store, run="a", concurrency=5)))
+    try:
+        run_sync(collect(ask(map(sample, range(1000)), TwoTurns(), [provider], store, run="a", concurrency=5)))
+    finally:
+        print(len(provider.asked))
 """
 
 
@@ -439,9 +440,8 @@ def test_ctrl_c_in_a_real_process_saves_what_is_in_flight(tmp_path: Path) -> Non
     process.stdout.readline()
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    asked, errors = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in errors
     with Store.open(tmp_path / "s.sqlite") as store:
         costs = store.costs("a")
-    assert costs.requests == costs.answered > 0
-    assert costs.requests % 5 == 0
+    assert costs.requests == costs.answered == int(asked) > 0

@@ -262,13 +262,13 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match="newer guerdon.*pip install --upgrade"):
+    with pytest.raises(StoreError, match=r"newer guerdon.*pip install --upgrade"):
         Store.open(path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="cannot be opened for writing.*GUERDON_STORE"):
+    with pytest.raises(StoreError, match=r"cannot be opened for writing.*GUERDON_STORE"):
         Store.open(tmp_path / "file" / "sub" / "s.sqlite")
     with pytest.raises(StoreError, match="cannot be opened for writing"):
         Store.open(tmp_path)  # a folder, not a file
@@ -283,7 +283,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "filesystem", lambda _path, _mounts: "nfs4")
-    with pytest.raises(StoreError, match="network file system \\(nfs4\\).*local disk"):
+    with pytest.raises(StoreError, match=r"network file system \(nfs4\).*local disk"):
         Store.open(tmp_path / "s.sqlite")
     assert list(tmp_path.iterdir()) == []
 

@@ -215,6 +215,16 @@ class Transitions:
         """Share of the transitions whose reward is known, in [0, 1]."""
         return float(self.known.mean()) if len(self) else 0.0
 
+    def largest_return(self, discount: float) -> float:
+        """Largest absolute discounted sum of the known rewards from any transition to the end of its trajectory; 1 if all rewards are 0."""
+        largest = 0.0
+        for trajectory in self.trajectories:
+            to_go = 0.0
+            for reward in self.reward[trajectory.first_transition : trajectory.first_transition + trajectory.length][::-1]:
+                to_go = float(reward) + discount * to_go
+                largest = max(largest, abs(to_go))
+        return largest or 1.0
+
     @classmethod
     def build(
         cls,

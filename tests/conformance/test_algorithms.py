@@ -25,7 +25,7 @@ def transitions() -> Transitions:
 
 def build(name: str, data: Transitions, *, seed: int = 0, updates: int = 200) -> Algorithm:
     chosen = discover.load("algorithms", name)
-    algorithm: Algorithm = chosen(data.spec, chosen.Config(), seed=seed, updates=updates)
+    algorithm: Algorithm = chosen(data, chosen.Config(), seed=seed, updates=updates)
     return algorithm
 
 

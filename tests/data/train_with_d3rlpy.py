@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import d3rlpy
 import minari
@@ -23,7 +22,8 @@ dataset = d3rlpy.dataset.MDPDataset(
 results = {}
 for config in (d3rlpy.algos.DiscreteBCConfig, d3rlpy.algos.DiscreteCQLConfig):
     algorithm = config(batch_size=16, observation_scaler=d3rlpy.preprocessing.PixelObservationScaler()).create(device="cpu")
-    history = algorithm.fit(dataset, n_steps=6, n_steps_per_epoch=3, logger_adapter=d3rlpy.logging.NoopAdapterFactory(), show_progress=False)
+    silent = d3rlpy.logging.NoopAdapterFactory()
+    history = algorithm.fit(dataset, n_steps=6, n_steps_per_epoch=3, logger_adapter=silent, show_progress=False)
     results[config.__name__] = [float(metrics["loss"]) for _, metrics in history]
     actions = algorithm.predict(dataset.episodes[0].observations[:4])
 print(
@@ -33,7 +33,6 @@ print(
             "return_of_last_episode": float(dataset.episodes[-1].compute_return()),
             "losses": results,
             "actions": sorted({int(action) for action in actions}),
-            "python": list(sys.version_info[:2]),
         }
     )
 )

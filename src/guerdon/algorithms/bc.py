@@ -17,7 +17,7 @@ from torch import Tensor
 from guerdon.interfaces import Algorithm
 from guerdon.losses import cloning_loss, masked_mean
 from guerdon.networks import Optimiser, PolicyNetwork, seeded
-from guerdon.transitions import Batch, ObservationSpec
+from guerdon.transitions import Batch, Transitions
 
 
 class BC(Algorithm):
@@ -34,8 +34,9 @@ class BC(Algorithm):
         optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
         """How the network is fitted."""
 
-    def __init__(self, spec: ObservationSpec, config: Config, *, seed: int, updates: int) -> None:
-        """Args: spec: what the policy sees and does; seed: of the initial weights; updates: how many there will be."""
+    def __init__(self, transitions: Transitions, config: Config, *, seed: int, updates: int) -> None:
+        """Args: transitions: what will be learned from; seed: of the initial weights; updates: how many there will be."""
+        spec = transitions.spec
         with seeded(seed, "bc"):
             self.policy = PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=len(spec.action_names), config=config.network)
         self._optimiser = Optimiser(self.policy.parameters(), config.optimiser, updates=updates)

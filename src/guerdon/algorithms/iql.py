@@ -12,9 +12,10 @@ One trunk serves the policy, the value and both critics; the target critics Q̂ 
 The three losses are added and minimised by one optimiser: each is taken at the weights that the update starts from. V(s') is read from
 the row of the next observation, so a batch passes once through the trunk and once, without gradient, through its target.
 
-A transition whose reward is unknown is left out of all three losses; its picture still passes through the memory. Rewards are in the
-units of the reward column: with β = 5 and a column like "0.1 * score + 1 at the end" advantages stay below about 0.5, where the weights
-tell actions apart instead of hitting their ceiling.
+A transition whose reward is unknown is left out of all three losses; its picture still passes through the memory. Rewards are divided by
+the largest discounted return in the data, in the manner of the paper, which divides by the range of returns: values then lie within about
+[-1, 1] whatever the scale of a reward column, the critics do not drown the policy's gradient in the shared trunk, and weights tell
+actions apart instead of hitting their ceiling.
 
 Reads batches of `guerdon.transitions`; writes nothing.
 """
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from guerdon.interfaces import Algorithm
 from guerdon.losses import advantage_weight, expectile_loss, masked_mean, temporal_difference_target, weighted_cloning_loss
 from guerdon.networks import Optimiser, PolicyNetwork, Sequences, Trunk, head, seeded
-from guerdon.transitions import Batch, ObservationSpec
+from guerdon.transitions import Batch, Transitions
 
 
 class _Critics(nn.Module):
@@ -73,16 +74,17 @@ class IQL(Algorithm):
         """Largest weight of a transition in the policy loss."""
         target_rate: float = 0.005
         """κ: share of the online weights that the target takes over at each update."""
-        reward_scale: float = 1.0
-        """Factor on all rewards; advantages grow with it."""
+        normalise_rewards: bool = True
+        """Divide rewards by the largest discounted return in the data."""
         network: PolicyNetwork.Config = field(default_factory=PolicyNetwork.Config)
         """The network of policy, value and critics."""
         optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
         """How the network is fitted."""
 
-    def __init__(self, spec: ObservationSpec, config: Config, *, seed: int, updates: int) -> None:
-        """Args: spec: what the policy sees and does; seed: of the initial weights; updates: how many there will be."""
-        self.config = config
+    def __init__(self, transitions: Transitions, config: Config, *, seed: int, updates: int) -> None:
+        """Args: transitions: what will be learned from; seed: of the initial weights; updates: how many there will be."""
+        self.config, spec = config, transitions.spec
+        self._reward_unit = transitions.largest_return(config.discount) if config.normalise_rewards else 1.0
         actions, width = len(spec.action_names), config.network.width
         with seeded(seed, "iql"):
             self.policy = PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=actions, config=config.network)
@@ -99,7 +101,7 @@ class IQL(Algorithm):
         target_q = self._target.lower(batch.rows, batch.prefix, batch.action)
         value = self._value(features).squeeze(-1)
         next_value = value.detach().roll(-1)
-        goal = temporal_difference_target(c.reward_scale * batch.reward, next_value, batch.terminal, c.discount)
+        goal = temporal_difference_target(batch.reward / self._reward_unit, next_value, batch.terminal, c.discount)
         first, second = self._critics.values(features, batch.action)
         weight = advantage_weight(target_q - value, c.inverse_temperature, c.weight_ceiling)
         return {

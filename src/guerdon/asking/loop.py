@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
@@ -38,23 +38,17 @@ def run_sync(coroutine: Coroutine[Any, Any, Result]) -> Result:
         RuntimeError: if called from within that loop, which would wait for itself for ever.
     """
     loop = _the_loop()
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        running = None
-    if running is loop:
+    if _running_loop() is loop:
         coroutine.close()
         raise RuntimeError("run_sync was called from a coroutine that run_sync runs; await the coroutine instead")
-    done: concurrent.futures.Future[Result] = concurrent.futures.Future()
-    started: concurrent.futures.Future[asyncio.Task[None]] = concurrent.futures.Future()
-    loop.call_soon_threadsafe(lambda: started.set_result(loop.create_task(_report_to(done, coroutine))))
-    interrupted = False
+    call = _Call(coroutine)
+    step, interrupted = call.begin, False
     while True:
         try:
-            result = done.result()
+            loop.call_soon_threadsafe(step)
+            result = call.ended.result()
         except KeyboardInterrupt:
-            interrupted = True
-            loop.call_soon_threadsafe(started.result().cancel)
+            step, interrupted = call.cancel, True
         except concurrent.futures.CancelledError:
             raise (KeyboardInterrupt if interrupted else asyncio.CancelledError) from None
         else:
@@ -63,14 +57,37 @@ def run_sync(coroutine: Coroutine[Any, Any, Result]) -> Result:
             return result
 
 
-async def _report_to(done: concurrent.futures.Future[Result], coroutine: Coroutine[Any, Any, Result]) -> None:
-    """Awaits `coroutine` and passes on how it ended."""
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        result = await coroutine
-    except asyncio.CancelledError:
-        done.cancel()
-        raise
-    except BaseException as error:
-        done.set_exception(error)
-    else:
-        done.set_result(result)
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class _Call(Generic[Result]):
+    """A coroutine on its way. `begin` and `cancel` run in the loop, in the order in which they are called."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
+        self.ended: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        self._coroutine = coroutine
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:  # Ctrl-C came before the beginning
+            self._coroutine.close()
+            self.ended.cancel()
+
+    async def _run(self) -> None:
+        try:
+            result = await self._coroutine
+        except asyncio.CancelledError:
+            self.ended.cancel()
+        except BaseException as error:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(result)

@@ -116,10 +116,12 @@ async def ask(
         asker.raise_what_stopped_it()
     finally:
         asker.stopping.set()
-        await _finish(in_flight)
-        heartbeat.cancel()
-        await asyncio.gather(heartbeat, return_exceptions=True)
-        await asker.close()
+        try:
+            await _finish(in_flight)
+        finally:
+            heartbeat.cancel()
+            await asyncio.gather(heartbeat, return_exceptions=True)
+            await asker.close()
 
 
 async def _finish(in_flight: set[asyncio.Task[Transcript]]) -> None:

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from guerdon import discover
 from guerdon.cli._parse import parse
 from guerdon.errors import UnknownName
 from guerdon.recipes.progress import progress_bar
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     world, rest = arguments[0], arguments[1:]
     if world not in worlds():
         raise UnknownName("world to collect in", world, worlds())
+    discover.load("envs", world)  # names the extra that is missing, if one is
     recipe = importlib.import_module(f"guerdon.recipes.{_PREFIX}{world}")
     config = parse(f"collect {world}", (recipe.__doc__ or "").split("\n")[0], {"_settings": recipe.Config}, rest)["_settings"]
     with progress_bar("recording demonstrations") as progress:

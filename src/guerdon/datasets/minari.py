@@ -1,19 +1,9 @@
-"""Minari datasets: writing them losslessly, reading them lazily.
+"""Minari datasets, the field's format for offline reinforcement learning: written losslessly, read lazily.
 
-Minari is the field's format for offline reinforcement learning: a folder `data/` with `metadata.json` and, for its HDF5 flavour,
-`main_data.hdf5` with one group an episode (`observations`, `actions`, `rewards`, `terminations`, `truncations`, `infos`). Observations and
-infos have T+1 entries, the rest T. `write_minari` writes that layout and the stock library reads it. What is ours lies in places that the
-stock library carries along:
-
-- `metadata.json`, key "guerdon": environment, action names, views in order, kinds of the privileged fields;
-- the attribute "guerdon" of an episode's group (JSON): annotations with the spans of their sub-tasks, and the recorder's metadata;
-- `infos/privileged/NAME`: ground truth. A field with one value a transition is padded at the front with NaN, since by Minari's
-  convention entry 0 comes from the reset and entry t+1 from transition t; reading takes the padding off again.
-
-The stock writer is not used: it holds all episodes in memory, does not compress, and encodes pictures as JPEG (lossy) unless told so.
-Here pictures are deflated in small chunks (a window costs one or two chunks), every array carries a checksum, and equal episodes give equal
-bytes. Reading works on any Minari dataset with pictures and words in it, HDF5 directly and Arrow or Parquet through the stock library
-(which decodes a whole episode at a time). JPEG pictures are decoded; their loss was the recorder's choice.
+A dataset is a folder `data/` with `metadata.json` and, for its HDF5 flavour, `main_data.hdf5` with one group an episode (`observations`,
+`actions`, `rewards`, `terminations`, `truncations`, `infos`). Observations and infos have T+1 entries, the rest T. `write_minari` writes
+that layout and the stock library reads it. Reading works on any Minari dataset with pictures and words in it, also in the Arrow and
+Parquet flavours. JPEG pictures are decoded; their loss was the recorder's choice.
 """
 
 from __future__ import annotations
@@ -21,533 +11,40 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.datasets._minari_storage import (
+    HDF5_FILE,
+    METADATA_FILE,
+    ArrowStorage,
+    Hdf5Storage,
+    Hdf5Writer,
+    Storage,
+    is_text,
+    reading,
+    store_array,
+    texts_of,
+)
+from guerdon.datasets._minari_writer import OURS, PrivilegedKind, RecordedEpisode, refuse_bad_target, write_minari
 from guerdon.errors import DatasetError, UsageError
 from guerdon.interfaces import Dataset, DatasetFormat, Floats
 from guerdon.records import Annotation, EpisodeInfo, Frames, Span, canonical_json, digest
-from guerdon.runs import writing
 
-MINARI_VERSION = "0.5.4"
-"""Version of the layout written; the first one whose readers know that pictures need not be JPEG."""
-
-_METADATA_FILE = "metadata.json"
-_HDF5_FILE = "main_data.hdf5"
-_OURS = "guerdon"
-_CHUNK_BYTES = 64 * 1024
-"""Uncompressed size that a chunk of pictures aims at: deflate looks back 32 kB, and a window of 9 small pictures spans few chunks."""
-_DATASET_ID = re.compile(r"(?:[-_\w][-_\w/]*[-_\w]/)?[-_\w]+?-v\d+")
+__all__ = ["MinariDataset", "MinariFormat", "Options", "RecordedEpisode", "refuse_bad_target", "write_minari"]
 
 INSTRUCTION_KEYS = (
     "instruction", "language_instruction", "natural_language_instruction", "mission", "task_description", "task", "language", "goal",
     "prompt",
 )  # fmt: skip
 """Names under which recorders store the words, the likeliest first."""
-
-
-# --- writing ------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedEpisode:
-    """One episode, complete and in memory, on its way to the disk.
-
-    Raises:
-        ValueError: if shapes, dtypes, spans or numbers do not fit together, naming the field.
-    """
-
-    frames: Mapping[str, Frames]
-    """View name -> (T+1, H, W, 3) uint8 RGB, upright."""
-    actions: npt.NDArray[Any]
-    """(T,) integers (discrete, counted from 0) or (T, A) floats (continuous)."""
-    rewards: npt.NDArray[Any]
-    """(T,) float64."""
-    terminated: bool
-    truncated: bool
-    annotations: tuple[Annotation, ...]
-    """At least one; the first one's instruction also becomes the text observation "instruction"."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-ready facts about the episode, e.g. task and seed."""
-    privileged: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Ground truth, float32: (T,) one value a transition, or (T+1,) one value an observation."""
-
-    def __post_init__(self) -> None:
-        length = len(self.rewards)
-        _require(self.rewards.shape == (length,) and length > 0, f"rewards have shape {self.rewards.shape}; they need (T,) with T > 0")
-        _require(bool(np.isfinite(self.rewards).all()), "rewards hold NaN or infinity")
-        self._check_frames(length)
-        self._check_actions(length)
-        _require(len(self.annotations) > 0, "an episode needs at least one annotation")
-        for annotation in self.annotations:
-            for text in (annotation.instruction, *(span.text for span in annotation.spans)):
-                _require("\0" not in text and _encodable(text), f"the text {text!r} cannot be stored as UTF-8")
-        EpisodeInfo(0, length, self.terminated, self.truncated, self.annotations)  # refuses spans beyond the end
-        for name, values in self.privileged.items():
-            _require(values.shape in ((length,), (length + 1,)), f"privileged field '{name}' has shape {values.shape} for T = {length}")
-        canonical_json(dict(self.metadata))  # refuses what is not JSON
-
-    def _check_frames(self, length: int) -> None:
-        _require(len(self.frames) > 0, "an episode needs at least one view")
-        for view, frames in self.frames.items():
-            _require("/" not in view and view not in ("", ".", "instruction"), f"a view cannot be called '{view}'")
-            right = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[0] == length + 1 and frames.shape[3] == 3
-            _require(right, f"view '{view}' is {frames.dtype}{frames.shape}; {length} transitions need uint8 ({length + 1}, H, W, 3)")
-
-    def _check_actions(self, length: int) -> None:
-        _require(self.actions.shape[:1] == (length,), f"there are {len(self.actions)} actions and {length} rewards")
-        if np.issubdtype(self.actions.dtype, np.integer):
-            _require(self.actions.ndim == 1, f"discrete actions have shape {self.actions.shape}; they need (T,)")
-            _require(bool((self.actions >= 0).all()), "discrete actions count from 0")
-        else:
-            _require(np.issubdtype(self.actions.dtype, np.floating) and self.actions.ndim == 2, "continuous actions are floats (T, A)")
-            _require(bool(np.isfinite(self.actions).all()), "actions hold NaN or infinity")
-
-
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(what)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def write_minari(
-    path: Path,
-    episodes: Iterable[RecordedEpisode],
-    *,
-    dataset_id: str,
-    action_names: Sequence[str],
-    environment: Mapping[str, Any],
-    description: str = "",
-) -> None:
-    """Writes episodes as a Minari dataset that the stock library opens: `minari.MinariDataset(path / "data")`.
-
-    Episodes are taken one by one, so a generator needs the memory of one episode. Equal episodes give equal bytes. The folder appears under
-    its name when it is whole.
-
-    Args:
-        path: the dataset's folder, new or empty. To be loaded by its id it lies at `$MINARI_DATASETS_PATH/<dataset_id>`.
-        episodes: at least one; all with the same views, picture sizes, kind of actions and privileged fields.
-        dataset_id: `name-vN` or `namespace/name-vN`.
-        action_names: the name of each discrete action by index; empty for continuous actions.
-        environment: JSON-ready facts about the world, with its name under "name".
-        description: one sentence for `minari show`.
-
-    Raises:
-        DatasetError: if the episodes do not fit together or there are none, or `path` holds something already.
-        UsageError: if `dataset_id` is no Minari id.
-        WriteFailed: if the disk is full or not writable; nothing is left.
-    """
-    refuse_bad_target(path, dataset_id)
-    with writing(path) as temporary:
-        data = temporary / "data"
-        data.mkdir(parents=True)
-        schema, totals = _write_episodes(data / _HDF5_FILE, episodes, tuple(action_names), str(path))
-        metadata = {
-            "dataset_id": dataset_id,
-            "minari_version": MINARI_VERSION,
-            "data_format": "hdf5",
-            "jpeg_encoding": False,
-            "observation_space": canonical_json(schema.observation_space(totals)),
-            "action_space": json.dumps(schema.action_space(), sort_keys=True),
-            "total_episodes": totals.episodes,
-            "total_steps": totals.steps,
-            "dataset_size": round((data / _HDF5_FILE).stat().st_size / 1e6, 1),
-            "description": description,
-            _OURS: {
-                "format": 1,
-                "environment": dict(environment),
-                "action_names": list(action_names),
-                "views": list(schema.views),
-                "privileged": dict(schema.privileged),
-            },
-        }
-        (data / _METADATA_FILE).write_text(canonical_json(metadata), encoding="utf-8")
-
-
-def refuse_bad_target(path: Path, dataset_id: str) -> None:
-    """Raises DatasetError if `path` holds something already, UsageError if `dataset_id` is no Minari id."""
-    if not _DATASET_ID.fullmatch(dataset_id):
-        raise UsageError(f"'{dataset_id}' is not a Minari dataset id", cure="It has the form name-v0 or namespace/name-v0.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DatasetError("exists already", where=str(path), cure="Choose another folder, or delete this one first.")
-
-
-PrivilegedKind = Literal["transition", "observation"]
-
-
-@dataclass(frozen=True)
-class _Schema:
-    """What all episodes of a dataset share."""
-
-    views: Mapping[str, tuple[int, ...]]
-    action_names: tuple[str, ...]
-    action_width: int | None
-    """Number of continuous action components; None for discrete actions."""
-    privileged: Mapping[str, PrivilegedKind]
-
-    @classmethod
-    def of(cls, episode: RecordedEpisode, action_names: tuple[str, ...]) -> _Schema:
-        length = len(episode.rewards)
-        return cls(
-            views={name: frames.shape[1:] for name, frames in episode.frames.items()},
-            action_names=action_names,
-            action_width=None if episode.actions.ndim == 1 else episode.actions.shape[1],
-            privileged={name: "transition" if len(a) == length else "observation" for name, a in sorted(episode.privileged.items())},
-        )
-
-    def observation_space(self, totals: _Totals) -> dict[str, Any]:
-        spaces: dict[str, Any] = {
-            name: {
-                "type": "Box", "dtype": "uint8", "shape": list(shape),
-                "low": np.zeros(shape, int).tolist(), "high": np.full(shape, 255).tolist(),
-            }
-            for name, shape in self.views.items()
-        }  # fmt: skip
-        charset = "".join(sorted(totals.characters))
-        spaces["instruction"] = {"type": "Text", "min_length": 0, "max_length": max(totals.longest, 1), "charset": charset}
-        return {"type": "Dict", "subspaces": spaces}
-
-    def action_space(self) -> dict[str, Any]:
-        if self.action_width is None:
-            return {"type": "Discrete", "dtype": "int64", "start": 0, "n": len(self.action_names)}
-        bound = [math.inf] * self.action_width
-        return {"type": "Box", "dtype": "float32", "shape": [self.action_width], "low": [-x for x in bound], "high": bound}
-
-
-@dataclass
-class _Totals:
-    """What is known once all episodes are written."""
-
-    episodes: int = 0
-    steps: int = 0
-    longest: int = 0
-    characters: set[str] = field(default_factory=set)
-
-    def add(self, episode: RecordedEpisode) -> None:
-        text = episode.annotations[0].instruction
-        self.episodes += 1
-        self.steps += len(episode.rewards)
-        self.longest = max(self.longest, len(text))
-        self.characters |= set(text)
-
-
-class _Sink(io.FileIO):
-    """A file that keeps the first failure to write for later and goes on as if it had written.
-
-    On a full disk HDF5 loses failures that happen while it gives objects back, and may crash while closing. So it never sees one: what
-    cannot be written is kept in memory, and whoever writes asks `check` after each episode.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self._failure: OSError | None = None
-        self._kept: list[tuple[int, bytes]] = []
-
-    def check(self) -> None:
-        """Raises the OSError of the first write that failed."""
-        if self._failure is not None:
-            raise self._failure
-
-    def write(self, data: Any) -> int:
-        content = bytes(data)
-        start, done = self.tell(), 0
-        while self._failure is None and done < len(content):
-            try:
-                done += super().write(content[done:])
-            except OSError as error:
-                self._failure = error
-        if done < len(content):
-            self._kept.append((start + done, content[done:]))
-            self.seek(start + len(content))
-        return len(content)
-
-    def readinto(self, buffer: Any) -> int:
-        start, target = self.tell(), memoryview(buffer).cast("B")
-        count = super().readinto(target) or 0
-        for offset, content in self._kept:
-            low, high = max(start, offset), min(start + len(target), offset + len(content))
-            if low < high:
-                target[low - start : high - start] = content[low - offset : high - offset]
-                count = max(count, high - start)
-        return count
-
-    def truncate(self, size: int | None = None) -> int:
-        return super().truncate(size) if self._failure is None else size or 0
-
-
-class Hdf5Writer:
-    """A new HDF5 file, written with checksums in its own records, in which a full disk is noticed. Used with `with`.
-
-    Raises:
-        OSError: from `check` and at the end of the block, if something could not be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._sink = _Sink(path)
-        self.file = h5py.File(self._sink, "w", libver=("v110", "v110"))
-        self.check = self._sink.check
-
-    def __enter__(self) -> Hdf5Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.file.close()
-        self._sink.close()
-        if kind is None:
-            self.check()
-
-
-def _write_episodes(
-    file_path: Path, episodes: Iterable[RecordedEpisode], action_names: tuple[str, ...], where: str
-) -> tuple[_Schema, _Totals]:
-    schema: _Schema | None = None
-    totals = _Totals()
-    with Hdf5Writer(file_path) as writer:
-        for episode in episodes:
-            place = f"{where}, episode {totals.episodes}"
-            schema = schema or _Schema.of(episode, action_names)
-            _refuse_misfit(schema, episode, place)
-            _write_episode(writer.file.create_group(f"episode_{totals.episodes}"), totals.episodes, episode, schema)
-            writer.check()
-            totals.add(episode)
-    if schema is None:
-        raise DatasetError("there are no episodes to write", where=where)
-    return schema, totals
-
-
-def _refuse_misfit(schema: _Schema, episode: RecordedEpisode, where: str) -> None:
-    if _Schema.of(episode, schema.action_names) != schema:
-        what = "differs from the first episode in its views, picture sizes, kind of actions or privileged fields"
-        raise DatasetError(what, where=where, cure="Write it into a dataset of its own.")
-    discrete = schema.action_width is None
-    if discrete != bool(schema.action_names):
-        what = "discrete actions need names" if discrete else "continuous actions have no names"
-        raise DatasetError(what, where=where)
-    if discrete and int(episode.actions.max()) >= len(schema.action_names):
-        step = int(np.argmax(episode.actions >= len(schema.action_names)))
-        what = f"action {int(episode.actions[step])} has no name; there are {len(schema.action_names)} names"
-        raise DatasetError(what, where=f"{where}, step {step}")
-
-
-def _write_episode(group: h5py.Group, index: int, episode: RecordedEpisode, schema: _Schema) -> None:
-    length = len(episode.rewards)
-    observations = group.create_group("observations")
-    for view in schema.views:
-        store_array(observations, view, episode.frames[view])
-    text = episode.annotations[0].instruction
-    store_array(observations, "instruction", _fixed_texts(np.full(length + 1, text)))
-    actions = episode.actions.astype(np.int64 if schema.action_width is None else np.float32)
-    store_array(group, "actions", actions)
-    store_array(group, "rewards", episode.rewards.astype(np.float64))
-    store_array(group, "terminations", _at_the_end(episode.terminated, length))
-    store_array(group, "truncations", _at_the_end(episode.truncated, length))
-    privileged = group.create_group("infos").create_group("privileged")
-    for name, values in sorted(episode.privileged.items()):
-        padded = np.concatenate([[np.nan], values]) if len(values) == length else values
-        store_array(privileged, name, padded.astype(np.float32))
-    group.attrs["id"] = index
-    group.attrs["total_steps"] = length
-    record = {
-        "annotations": [{"instruction": a.instruction, "spans": [[s.start, s.stop, s.text] for s in a.spans]} for a in episode.annotations],
-        "metadata": dict(episode.metadata),
-    }
-    group.attrs[_OURS] = np.bytes_(canonical_json(record).encode("utf-8"))
-
-
-def _at_the_end(value: bool, length: int) -> npt.NDArray[np.bool_]:
-    flags = np.zeros(length, dtype=np.bool_)
-    flags[-1] = value
-    return flags
-
-
-def store_array(group: h5py.Group, name: str, array: npt.NDArray[Any]) -> None:
-    """Stores (N, ...) `array` deflated, in chunks of whole rows, with checksums."""
-    row_bytes = max(array.dtype.itemsize * math.prod(array.shape[1:]), 1)
-    rows = max(1, min(len(array), _CHUNK_BYTES // row_bytes))
-    options = {"compression": "gzip", "compression_opts": 4, "fletcher32": True} if array.size else {}
-    group.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]) if array.size else None, **options)
-
-
-# --- storages: Minari's files as named arrays -------------------------------------------------------------------------------------------
-
-_READING = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, MemoryError, SyntaxError)
-"""What h5py, Pillow and pyarrow raise when a file is damaged."""
-
-
-@contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turns what the reading libraries raise about damaged files into a DatasetError at `where`."""
-    try:
-        yield
-    except _READING as error:
-        what = f"cannot be read ({type(error).__name__}: {str(error)[:200] or 'no message'})"
-        raise DatasetError(what, where=where, cure="The file is damaged or cut off: copy or record it again.") from error
-
-
-class _Storage(ABC):
-    """Named arrays of each episode. A name is a path such as "observations/image" or "infos/task"."""
-
-    file: Path
-    """The file or folder to name in errors."""
-    episodes: int
-    keeps_jpeg: ClassVar[bool]
-    """Whether a copy holds JPEG pictures as they were stored."""
-
-    @abstractmethod
-    def names(self, index: int) -> list[str]:
-        """Names of the arrays of an episode, sorted."""
-
-    @abstractmethod
-    def array(self, index: int, name: str) -> Any:
-        """One of them: something that has a shape and a dtype and can be sliced; None if it is not there."""
-
-    @abstractmethod
-    def metadata(self, index: int) -> dict[str, Any]:
-        """What is written about an episode."""
-
-    @abstractmethod
-    def copy(self, index: int, group: h5py.Group, leave_out: Collection[str]) -> None:
-        """Copies the arrays of an episode, except those named, and what is written about it, into a group of a new HDF5 file."""
-
-    def where(self, index: int, step: int | None = None) -> str:
-        """Words for a place in the data."""
-        return f"{self.file}, episode {index}" + ("" if step is None else f", step {step}")
-
-
-class _Hdf5Storage(_Storage):
-    keeps_jpeg = True
-
-    def __init__(self, folder: Path, episodes: int) -> None:
-        self.file = folder / _HDF5_FILE
-        with reading(str(self.file)):
-            self._handle = h5py.File(self.file, "r")
-            found = len(self._handle)
-        if found != episodes:
-            cure = "The dataset is incomplete: copy or record it again."
-            raise DatasetError(f"holds {found} episodes where {_METADATA_FILE} speaks of {episodes}", where=str(self.file), cure=cure)
-        self.episodes = episodes
-
-    def _group(self, index: int) -> Any:
-        return self._handle[f"episode_{index}"]
-
-    def names(self, index: int) -> list[str]:
-        found: list[str] = []
-        self._group(index).visititems(lambda name, thing: found.append(name) if isinstance(thing, h5py.Dataset) else None)
-        return sorted(found)
-
-    def array(self, index: int, name: str) -> Any:
-        thing = self._group(index).get(name)
-        return thing if isinstance(thing, h5py.Dataset) else None
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        return {key: _json_ready(value) for key, value in self._group(index).attrs.items()}
-
-    def copy(self, index: int, group: h5py.Group, leave_out: Collection[str]) -> None:
-        source = self._group(index)
-        for name in self.names(index):
-            if name not in leave_out:
-                parent, _, last = name.rpartition("/")
-                source.copy(name, group.require_group(parent) if parent else group, name=last)  # stored bytes, not decoded ones
-        for key, value in source.attrs.items():
-            group.attrs[key] = value
-
-
-class _ArrowStorage(_Storage):
-    """Arrow and Parquet, through the stock library; the last few episodes stay decoded."""
-
-    keeps_jpeg = False
-
-    def __init__(self, folder: Path, episodes: int) -> None:
-        import minari
-
-        self.file, self.episodes = folder, episodes
-        with reading(str(folder)):
-            self._minari = minari.MinariDataset(folder)
-        self._decoded = lru_cache(maxsize=4)(self._decode)
-
-    def _decode(self, index: int) -> dict[str, Any]:
-        episode = next(iter(self._minari.storage.get_episodes([index])))
-        return dict(_flattened({key: value for key, value in episode.items() if key != "id"}))
-
-    def names(self, index: int) -> list[str]:
-        return sorted(self._decoded(index))
-
-    def array(self, index: int, name: str) -> Any:
-        return self._decoded(index).get(name)
-
-    def metadata(self, index: int) -> dict[str, Any]:
-        found = next(iter(self._minari.storage.get_episode_metadata([index])))
-        return {key: _json_ready(value) for key, value in found.items()}
-
-    def copy(self, index: int, group: h5py.Group, leave_out: Collection[str]) -> None:
-        for name, array in self._decoded(index).items():
-            if name not in leave_out:
-                parent, _, last = name.rpartition("/")
-                store_array(group.require_group(parent) if parent else group, last, _fixed_texts(array) if _is_text(array) else array)
-        for key, value in _flattened(self.metadata(index)):
-            group.attrs[key] = value
-
-
-def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    for key, value in tree.items():
-        if isinstance(value, tuple):
-            value = {f"_index_{i}": part for i, part in enumerate(value)}
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}/")
-        elif value is not None:
-            yield f"{prefix}{key}", np.asarray(value)
-
-
-def _fixed_texts(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Texts as UTF-8 of one length, which HDF5 stores with checksums; those of varying length lie outside of them."""
-    encoded = [text.encode("utf-8") for text in _texts(array)]
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(map(len, encoded), default=0) or 1))
-
-
-def _json_ready(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray | np.generic):
-        return _json_ready(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(part) for part in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _is_text(array: Any) -> bool:
-    return h5py.check_string_dtype(array.dtype) is not None or array.dtype.kind in "US" or _holds_strings(array)
-
-
-def _holds_strings(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.dtype == object and all(isinstance(entry, str) for entry in array.flat)
-
-
-def _texts(array: Any) -> list[str]:
-    entries = np.atleast_1d(array[()])
-    return [entry.decode("utf-8") if isinstance(entry, bytes) else str(entry) for entry in entries]
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -597,9 +94,9 @@ class _Ours:
     @classmethod
     def of(cls, metadata: Mapping[str, Any], where: str) -> _Ours:
         """Raises DatasetError naming `where` if an entry is not what it should be."""
-        section = metadata.get(_OURS, {})
+        section = metadata.get(OURS, {})
         if not isinstance(section, Mapping):
-            raise DatasetError(f"'{_OURS}' is not a JSON object", where=where)
+            raise DatasetError(f"'{OURS}' is not a JSON object", where=where)
         environment, privileged = section.get("environment", {}), section.get("privileged", {})
         names, views = section.get("action_names", []), section.get("views", [])
         right = {
@@ -610,7 +107,7 @@ class _Ours:
         }
         for key, fits in right.items():
             if not fits:
-                raise DatasetError(f"'{_OURS}', '{key}' holds something else than it should", where=where, cure="Record the dataset again.")
+                raise DatasetError(f"'{OURS}', '{key}' holds something else than it should", where=where, cure="Record the dataset again.")
         return cls(environment, tuple(names), tuple(views), privileged)
 
 
@@ -644,9 +141,9 @@ class MinariDataset(Dataset):
         self.path, self._options = path, options
         self.folder = path / "data" if (path / "data").is_dir() else path
         """The folder that holds `metadata.json`."""
-        self.metadata = _read_metadata(self.folder / _METADATA_FILE)
+        self.metadata = _read_metadata(self.folder / METADATA_FILE)
         """What `metadata.json` says, as it is written there."""
-        self._ours = _Ours.of(self.metadata, str(self.folder / _METADATA_FILE))
+        self._ours = _Ours.of(self.metadata, str(self.folder / METADATA_FILE))
         self._storage = self._open_storage()
         self._infos: dict[int, EpisodeInfo] = {}
         example = self._first_nonempty()
@@ -659,15 +156,15 @@ class MinariDataset(Dataset):
 
     # opening
 
-    def _open_storage(self) -> _Storage:
-        where = str(self.folder / _METADATA_FILE)
+    def _open_storage(self) -> Storage:
+        where = str(self.folder / METADATA_FILE)
         flavour, episodes = self.metadata.get("data_format", "hdf5"), self.metadata.get("total_episodes")
         if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
             raise DatasetError(f"speaks of {episodes!r} episodes; a dataset needs at least one", where=where)
         if flavour == "hdf5":
-            return _Hdf5Storage(self.folder, episodes)
+            return Hdf5Storage(self.folder, episodes)
         if flavour in ("arrow", "parquet"):
-            return _ArrowStorage(self.folder, episodes)
+            return ArrowStorage(self.folder, episodes)
         raise DatasetError(f"names the data format {flavour!r}; known are hdf5, arrow and parquet", where=where)
 
     def _first_nonempty(self) -> int:
@@ -719,7 +216,7 @@ class MinariDataset(Dataset):
         names = self._options.action_names or self._ours.action_names
         if names:
             return names
-        count = _discrete_count(self.metadata, str(self.folder / _METADATA_FILE)) or 1 + max(self._highest_actions())
+        count = _discrete_count(self.metadata, str(self.folder / METADATA_FILE)) or 1 + max(self._highest_actions())
         return tuple(f"action {number}" for number in range(count))
 
     def _highest_actions(self) -> Iterator[int]:
@@ -733,12 +230,12 @@ class MinariDataset(Dataset):
         if self._options.instruction is not None:
             return None
         metadata = self._storage.metadata(example)
-        texts = [name for name in self._storage.names(example) if _is_text(self._storage.array(example, name))]
-        texts += [f"metadata/{name}" for name, value in sorted(metadata.items()) if isinstance(value, str) and name != _OURS]
+        texts = [name for name in self._storage.names(example) if is_text(self._storage.array(example, name))]
+        texts += [f"metadata/{name}" for name, value in sorted(metadata.items()) if isinstance(value, str) and name != OURS]
         if self._options.instruction_key is not None:
             wanted = self._options.instruction_key.replace(".", "/")
             match = [name for name in texts if name == wanted] or [name for name in texts if name.split("/", 1)[-1] == wanted]
-        elif _OURS in metadata:
+        elif OURS in metadata:
             return None
         else:
             match = sorted((name for name in texts if name.split("/")[-1] in INSTRUCTION_KEYS), key=_likelihood)
@@ -813,8 +310,8 @@ class MinariDataset(Dataset):
 
     def _annotations(self, index: int, metadata: Mapping[str, Any]) -> tuple[tuple[Annotation, ...], dict[str, Any]]:
         """The annotations of an episode and what its recorder wrote about it."""
-        ours = json.loads(metadata[_OURS]) if _OURS in metadata else {}
-        recorded = ours.get("metadata") or {key: value for key, value in metadata.items() if key not in (_OURS, "id", "total_steps")}
+        ours = json.loads(metadata[OURS]) if OURS in metadata else {}
+        recorded = ours.get("metadata") or {key: value for key, value in metadata.items() if key not in (OURS, "id", "total_steps")}
         if self._options.instruction is not None:
             return (Annotation(self._options.instruction),), recorded
         if self._words is not None:
@@ -834,7 +331,7 @@ class MinariDataset(Dataset):
             texts = [text] if isinstance(text, str) else []
         else:
             array = self._storage.array(index, source)
-            texts = _texts(array) if array is not None and _is_text(array) else []
+            texts = texts_of(array) if array is not None and is_text(array) else []
         if not texts:
             raise DatasetError(f"has no instruction under '{key}'", where=where, cure="Give the option instruction or instruction_key.")
         # Infos may be empty until the first step has been made.
@@ -937,7 +434,7 @@ class MinariDataset(Dataset):
         """
         data = folder / "data"
         data.mkdir(parents=True)
-        with Hdf5Writer(data / _HDF5_FILE) as writer:
+        with Hdf5Writer(data / HDF5_FILE) as writer:
             for number, index in enumerate(episodes):
                 new = replaced(index)
                 group = writer.file.create_group(f"episode_{number}")
@@ -951,8 +448,8 @@ class MinariDataset(Dataset):
         kept = {key: value for key, value in self.metadata.items() if key not in ("data_format", "jpeg_encoding")}
         stored = {"data_format": "hdf5", "jpeg_encoding": self._storage.keeps_jpeg and bool(self.metadata.get("jpeg_encoding", True))}
         counts = {"total_episodes": len(episodes), "total_steps": sum(self.episode(index).length for index in episodes)}
-        size = {"dataset_size": round((data / _HDF5_FILE).stat().st_size / 1e6, 1)}
-        (data / _METADATA_FILE).write_text(canonical_json({**kept, **stored, **counts, **size, **metadata}), encoding="utf-8")
+        size = {"dataset_size": round((data / HDF5_FILE).stat().st_size / 1e6, 1)}
+        (data / METADATA_FILE).write_text(canonical_json({**kept, **stored, **counts, **size, **metadata}), encoding="utf-8")
 
 
 def _likelihood(name: str) -> tuple[int, int]:
@@ -1007,7 +504,7 @@ class MinariFormat(DatasetFormat):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         try:
-            return (path / "data" / _METADATA_FILE).is_file() or (path / _METADATA_FILE).is_file()
+            return (path / "data" / METADATA_FILE).is_file() or (path / METADATA_FILE).is_file()
         except (OSError, ValueError):
             return False
 

@@ -252,8 +252,17 @@ def plan_length(world: World) -> int | None:
     return actions
 
 
+PICTURES = (
+    "A grid seen from above. The red triangle is the agent; it points where the agent faces. Grey squares are walls. A coloured square frame "
+    "with a dot in it is a closed door, a thin coloured bar an open one. The black strip along the bottom edge shows what the agent carries, "
+    "and nothing if its hands are empty."
+)
+"""How to read the pictures, in words for a rater."""
+
+
 def provenance(level: str) -> Mapping[str, Any]:
-    """What a dataset says about its world: environment, level, and the versions that decide what a seed gives."""
+    """What a dataset says about its world: environment, level, how to read its pictures, and the versions that decide what a seed gives."""
     from importlib.metadata import version
 
-    return {"name": "babyai", "level": level, "minigrid": version("minigrid"), "numpy": np.__version__}
+    versions = {"minigrid": version("minigrid"), "numpy": np.__version__}
+    return {"name": "babyai", "level": level, "pictures": PICTURES, **versions}

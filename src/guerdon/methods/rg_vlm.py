@@ -39,7 +39,7 @@ from guerdon.records import (
 
 LOW, HIGH = 0, 10
 _SECTIONS = ("system", "analyse", "score", "repair")
-_FIELDS = frozenset({"instruction", "actions", "count", "frames", "last", "last_action", "error"})
+_FIELDS = frozenset({"instruction", "actions", "count", "frames", "last", "last_action", "note", "error"})
 _REFUSALS: frozenset[Cause] = frozenset({"blocked", "refusal"})
 
 
@@ -106,6 +106,8 @@ class RgVlm(Method):
 
         prompt: Path | None = None
         """File with prompts of your own (sections [system], [analyse], [score], [repair]); the built-in ones if not given."""
+        note: str = ""
+        """What a rater should know to read the pictures, e.g. which thing is the agent; the dataset's own words if not given."""
         tile: int = 300
         """Target size in pixels of each frame's longer side in the picture sent; small frames are enlarged by a whole factor."""
 
@@ -207,6 +209,7 @@ class RgVlm(Method):
             "frames": str(count + 1),
             "last": str(count),
             "last_action": str(count - 1),
+            "note": self.config.note,
             "error": "",
         }
 

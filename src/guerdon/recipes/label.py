@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def label(config: Config) -> Labelled:
         KeyboardInterrupt: after the requests in flight are saved.
     """
     dataset = open_data(config.dataset, config)
-    method = make_method(config)
+    method = make_method(config, dataset)
     providers = [make_rater(spec, dataset, config.rater_settings) for spec in config.vlm]
     for provider in providers:
         raters.require_consent(provider, yes=config.yes)
@@ -138,10 +138,14 @@ def label(config: Config) -> Labelled:
     return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage)
 
 
-def make_method(config: Config) -> Method:
-    """The method that a Config names. Raises UnknownName, or UsageError if it has no second stage for a second rater."""
+def make_method(config: Config, dataset: Dataset) -> Method:
+    """The method that a Config names, told how to read the dataset's pictures. Raises UnknownName, or UsageError if it has no second stage
+    for a second rater."""
     made = discover.load("methods", config.method)
-    given: dict[str, Any] = {} if config.method_settings is None else {"config": config.method_settings}
+    settings: Any = config.method_settings or (made.Config() if hasattr(made, "Config") else None)
+    if getattr(settings, "note", None) == "":
+        settings = replace(settings, note=dataset.environment.get("pictures", ""))
+    given: dict[str, Any] = {} if settings is None else {"config": settings}
     if len(config.vlm) > 1:
         if "score_rater" not in inspect.signature(made).parameters:
             raise UsageError(f"the method '{config.method}' asks one rater, {len(config.vlm)} were given", cure="Give --vlm once.")

@@ -25,7 +25,7 @@ from guerdon.evaluation.raters import NOT_TABLE_ONE, RaterQuality, measure
 from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet
 from guerdon.report import figures
-from guerdon.report.contents import Contents, Part, Rollout, mapping, number, read_contents, text
+from guerdon.report.contents import Contents, Part, Rollout, mapping, number, read_contents, stale_parts, text
 from guerdon.report.examples import Example, data_uri, examples, outcome
 from guerdon.report.results import RANDOM, STARTS, Results, sentences
 from guerdon.runs import package_version, writing
@@ -60,7 +60,7 @@ def render(contents: Contents, dataset: Dataset | None, problems: Sequence[str] 
     )
     environment.filters |= {"estimate": figures.spoken, "count": _count, "percent": _percent, "duration": _duration, "dollars": _dollars}
     results, raters = Results.of(contents), RaterSection.all_of(contents, dataset)
-    problems = [*problems, *contents.problems, *results.problems, *(rater.problem for rater in raters if rater.problem)]
+    unmeasured = [rater.problem for rater in raters if rater.problem]
     return environment.get_template("template.html.j2").render(
         contents=contents,
         results=results,
@@ -73,7 +73,7 @@ def render(contents: Contents, dataset: Dataset | None, problems: Sequence[str] 
         findings=_findings(contents),
         provenance=_provenance(contents, dataset),
         dataset=dataset,
-        problems=problems,
+        problems=[*problems, *contents.problems, *stale_parts(contents), *results.problems, *unmeasured],
         starts=STARTS,
         not_table_one=NOT_TABLE_ONE,
         version=package_version(),
@@ -166,9 +166,8 @@ def _lead_cost(contents: Contents) -> Iterator[str]:
         return
     prices = [number(part.results.get("dollars")) for part in asked]
     known = [price for price in prices if price is not None]
-    money = f"and cost {_dollars(sum(known))}" if len(known) == len(prices) else "; no price is known for them"
-    sent = sum(number(part.results.get("requests")) or 0 for part in asked)
-    yield f"Labelling sent {_count(sent)} requests{'' if money.startswith(';') else ' '}{money}."
+    money = f" and cost {_dollars(sum(known))}" if len(known) == len(prices) else "; no price is known for them"
+    yield f"Labelling sent {_count(sum(number(part.results.get('requests')) or 0 for part in asked))} requests{money}."
 
 
 # --- examples, rollouts, costs, checks, provenance ------------------------------------------------------------------------------------
@@ -303,7 +302,7 @@ def _provenance(contents: Contents, dataset: Dataset | None) -> Provenance:
         ("task list", "" if contents.tasks is None else f"{len(contents.tasks)} tasks, {contents.tasks.digest}"),
         *((name, ", ".join(_distinct(parts, name))) for name in ("guerdon", "python", "machine")),
     ]
-    manifests = [(f"{part.kind}/{place}", _json(part)) for place, part in _placed(contents)]
+    manifests = [(part.place, _json(part)) for part in parts]
     return Provenance(tuple((name, value) for name, value in facts if value), tuple(_distinct(parts, "command")), tuple(manifests))
 
 
@@ -320,15 +319,6 @@ def _distinct(parts: Sequence[Part], name: str) -> list[str]:
     values = [part.provenance.get(name) for part in parts]
     written = [" ".join(map(str, value)) if isinstance(value, list) else text(value) for value in values]
     return [value for value in dict.fromkeys(written) if value]
-
-
-def _placed(contents: Contents) -> Iterator[tuple[str, Part]]:
-    for part in (*(part for part, _ in contents.labels.values()), *contents.rewards.values()):
-        yield part.name, part
-    for group in (contents.policies, contents.evaluations):
-        for arm, parts in group.items():
-            for part in parts:
-                yield f"{arm}/{part.name}", part
 
 
 def _json(part: Part) -> str:

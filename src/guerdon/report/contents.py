@@ -45,8 +45,8 @@ def text(value: Any) -> str:
 class Part:
     """A finished part of a run: its name and its manifest."""
 
-    kind: str
-    """Folder: "labels", "rewards", "policies" or "evaluations"."""
+    place: str
+    """Where it lies in the run: "labels/rg_vlm", "policies/both/seed-0"."""
     name: str
     config: Mapping[str, Any]
     inputs: Mapping[str, Any]
@@ -108,6 +108,34 @@ def read_contents(path: Path) -> Contents:
     return _Reader(Run.open(path)).read()
 
 
+def stale_parts(contents: Contents) -> list[str]:
+    """Parts that were made from something that has been made again since, one sentence each."""
+    labels = {name: part for name, (part, _) in contents.labels.items()}
+    tasks = contents.tasks.digest if contents.tasks else None
+    policies = [part for parts in contents.policies.values() for part in parts]
+    made_from = [
+        *((part, place, labels.get(place.removeprefix("labels/"))) for part in contents.rewards.values() for place in part.inputs),
+        *((part, "rewards", contents.rewards.get(text(part.config.get("reward")))) for part in policies),
+    ]
+    changed = {
+        f"{part.place} was made from another {source.place} than there is now; make it again."
+        for part, place, source in made_from
+        if source and _differ(part.inputs.get(place), source.results.get("fingerprint"))
+    }
+    moved = {
+        f"{part.place} was made on other tasks than tasks.json now holds; evaluate it again."
+        for parts in contents.evaluations.values()
+        for part in parts
+        if _differ(part.inputs.get("tasks"), tasks)
+    }
+    return sorted(changed | moved)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether both are known and unequal."""
+    return bool(one and other and one != other)
+
+
 class _Reader:
     """Reads the parts of one run and gathers what is wrong with them."""
 
@@ -120,9 +148,9 @@ class _Reader:
         return Contents(
             run=self.run,
             labels={part.name: (part, labels) for path in self._files("labels/*.parquet") for part, labels in self._label_set(path)},
-            rewards={part.name: part for path in self._files("rewards/*.parquet") for part in self._part("rewards", path, path.stem)},
-            policies=self._by_arm("policies", "policies/*/seed-*/"),
-            evaluations=self._by_arm("evaluations", "evaluations/*/seed-*.jsonl"),
+            rewards={part.name: part for path in self._files("rewards/*.parquet") for part in self._part(path)},
+            policies=self._by_arm("policies/*/seed-*/"),
+            evaluations=self._by_arm("evaluations/*/seed-*.jsonl"),
             rows=rows,
             rollouts=tuple(rollout for path in self._files("evaluations/*/rollouts-*/index.json") for rollout in self._rollouts(path)),
             tasks=next((tasks for path in self._files("tasks.json") if (tasks := self._tried(TaskList.load, path))), None),
@@ -141,25 +169,25 @@ class _Reader:
             self.problems.append(f"{path}: cannot be read ({type(error).__name__}).")
         return None
 
-    def _part(self, kind: str, path: Path, name: str) -> Iterator[Part]:
+    def _part(self, path: Path) -> Iterator[Part]:
         """The finished part at `path`, or nothing and a problem."""
         manifest = self._tried(self.run.manifest, path)
         if manifest is None:
             self.problems.append(f"{self._place(path)} is not finished (it has no manifest) and was left out.")
             return
         fields = (mapping(mapping(manifest).get(key)) for key in ("config", "inputs", "results", "provenance"))
-        yield Part(kind, name, *fields)
+        yield Part(self._place(path).removesuffix(path.suffix), path.stem, *fields)
 
     def _label_set(self, path: Path) -> Iterator[tuple[Part, LabelSet]]:
-        for part in self._part("labels", path, path.stem):
+        for part in self._part(path):
             labels = self._tried(LabelSet.read, path)
             if labels is not None:
                 yield part, labels
 
-    def _by_arm(self, kind: str, pattern: str) -> dict[str, tuple[Part, ...]]:
+    def _by_arm(self, pattern: str) -> dict[str, tuple[Part, ...]]:
         found: dict[str, tuple[Part, ...]] = {}
         for path in self._files(pattern):
-            for part in self._part(kind, path, path.stem):
+            for part in self._part(path):
                 found[path.parent.name] = (*found.get(path.parent.name, ()), part)
         return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from markupsafe import Markup
@@ -24,7 +24,7 @@ from guerdon.evaluation.statistics import (
     summarise,
 )
 from guerdon.report import figures
-from guerdon.report.contents import Contents, text
+from guerdon.report.contents import Contents, number, text
 
 STARTS = {"fixed": "start as in the data", "randomised": "random start"}
 """Values of "start" and the words for them."""
@@ -33,6 +33,8 @@ _NOT_TRAINED = {
     RANDOM: "acts at random",
     REPLAY: "replays the recorded actions without looking",
 }
+_WITHOUT_CONTENT = {"shuffled", "constant"}
+"""Functions of reward expressions that take the content out of labels."""
 _COLOURS = 8
 
 
@@ -62,7 +64,7 @@ class Arm:
         """What the arm is compared for: "method", "control" (a reward without content), "reference" or "baseline"."""
         if self.name in _NOT_TRAINED:
             return "baseline"
-        if "shuffled" in self.names or "constant" in self.name or (self.expression and not self.names):
+        if self.names & _WITHOUT_CONTENT or (self.expression and not self.names):
             return "control"
         return "reference" if "oracle" in self.names else "method"
 
@@ -83,6 +85,8 @@ class Results:
     """(arm, start, wording) -> returns."""
     table: Mapping[tuple[str, str, str, int | None], Summary]
     """(arm, start, wording, length or None) -> summary."""
+    advantages: Mapping[str, float] = field(default_factory=dict)
+    """Arm -> rank correlation of its policies' advantages with the true contributions, mean over seeds, where it was measured."""
     problems: tuple[str, ...] = ()
 
     @classmethod
@@ -91,7 +95,7 @@ class Results:
         try:
             returns, summaries = matrices(contents.rows), summarise(contents.rows)
         except GuerdonError as error:
-            return cls((), {}, {}, (str(error),))
+            return cls((), {}, {}, problems=(str(error),))
         table = {(each.arm, each.start, each.wording, each.length): each for each in summaries}
         left_out = [each for each in summaries if each.length is None and each.left_out]
         groups = {(row["arm"], row["start"], row["wording"]) for row in contents.rows}
@@ -99,7 +103,7 @@ class Results:
             f"{each.arm} ({each.start}, {each.wording}): {each.left_out} episodes do not count, because not every seed has done their task."
             for each in left_out
         ]
-        return cls(tuple(_arms(contents, {key[0] for key in returns})), returns, table, tuple(problems))
+        return cls(tuple(_arms(contents, {key[0] for key in returns})), returns, table, _advantages(contents), tuple(problems))
 
     def get(self, arm: str, start: str, wording: str = "seen", length: int | None = None) -> Summary | None:
         """The summary of a group, if it was evaluated."""
@@ -174,6 +178,12 @@ class Results:
 
 def _drop_keys(arm: str) -> tuple[tuple[str, str], ...]:
     return (arm, "fixed"), (arm, "randomised"), (RANDOM, "fixed")
+
+
+def _advantages(contents: Contents) -> dict[str, float]:
+    measured = {arm: [number(part.results.get("advantage_spearman")) for part in parts] for arm, parts in contents.evaluations.items()}
+    known = {arm: [value for value in values if value is not None] for arm, values in measured.items()}
+    return {arm: sum(values) / len(values) for arm, values in known.items() if values}
 
 
 def _arms(contents: Contents, names: set[str]) -> list[Arm]:

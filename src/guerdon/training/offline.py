@@ -107,7 +107,7 @@ def train(
     algorithm_class = discover.load("algorithms", algorithm_name)
     config = config or algorithm_class.Config()
     loop = loop or Config()
-    algorithm = algorithm_class(transitions.spec, config, seed=seed, updates=updates)
+    algorithm = algorithm_class(transitions, config, seed=seed, updates=updates)
     sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=seed)
     asked = {
         "algorithm": algorithm_class.name,
@@ -135,7 +135,7 @@ def updates_within(
     The number differs from one call to the next: write it down and train with `updates=` that number to be repeatable.
     """
     algorithm_class = discover.load("algorithms", algorithm_name)
-    algorithm = algorithm_class(transitions.spec, config or algorithm_class.Config(), seed=0, updates=trial + 1)
+    algorithm = algorithm_class(transitions, config or algorithm_class.Config(), seed=0, updates=trial + 1)
     loop = loop or Config()
     sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=0)
     algorithm.update(sampler.draw())

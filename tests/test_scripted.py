@@ -1,0 +1,217 @@
+"""The scripted rater: right where it should be, wrong at the rates it was told, and the same whatever the order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from guerdon.answers import Scores, Text, Unreadable
+from guerdon.errors import UnknownName, UsageError
+from guerdon.providers.scripted import Scripted
+from guerdon.records import Evidence, Failure, Message, Reply, Request, Subject
+
+WINDOW = 8
+TABLE = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (3000, WINDOW))
+PERFECT = Scripted.PRESETS["perfect"]
+
+
+def truth(subject: Subject) -> npt.NDArray[Any]:
+    return TABLE[subject.episode]
+
+
+def request(episode: int, answer: Text | Scores | None = None, *, text: str = "", actions: int = WINDOW) -> Request:
+    evidence = Evidence(f"instruction {episode}", ("move forward",) * actions, ())
+    messages = (Message("user", text or f"question {episode}"),)
+    return Request(evidence, messages, answer or Scores(actions), "score", Subject(episode, 0, actions))
+
+
+def ask(provider: Scripted, asked: Request, repeat: int = 0) -> Reply | Failure:
+    return asyncio.run(provider.ask(asked, repeat=repeat))
+
+
+def ask_all(provider: Scripted, requests: list[Request]) -> list[Reply | Failure]:
+    async def all_of_them() -> list[Reply | Failure]:
+        return [await provider.ask(asked) for asked in requests]
+
+    return asyncio.run(all_of_them())
+
+
+def scores(outcome: Reply | Failure, answer: Scores | None = None) -> list[int]:
+    assert isinstance(outcome, Reply)
+    return list((answer or Scores(WINDOW)).read(outcome.text))
+
+
+def test_the_perfect_rater_is_right() -> None:
+    table = np.array([1.0, 0.0, -1.0, np.nan, 1.0, 1.0, 0.0, -1.0])
+    provider = Scripted(PERFECT, truth=lambda _subject: table)
+    assert scores(ask(provider, request(0))) == [9, 3, 1, 3, 9, 9, 3, 1]
+
+
+def test_scores_are_carried_over_to_the_scale_asked_for() -> None:
+    provider = Scripted(PERFECT, truth=lambda _subject: np.array([1.0, 0.0, -1.0]))
+    low_high = Scores(3, low=1, high=5)  # 9/10, 3/10 and 1/10 of the way from 1 to 5: 4.6, 2.2, 1.4
+    assert scores(ask(provider, request(0, low_high, actions=3)), low_high) == [5, 2, 1]
+
+
+def test_the_realistic_rater_is_right_about_as_often_as_a_good_model() -> None:
+    outcomes = ask_all(Scripted(truth=truth), [request(episode) for episode in range(2000)])
+    right = total = missing = 0
+    for episode, outcome in enumerate(outcomes):
+        try:
+            given = np.array(scores(outcome))
+        except (AssertionError, Unreadable):
+            missing += 1
+            continue
+        right += int(((given > 5) == (TABLE[episode] > 0)).sum())
+        total += WINDOW
+    assert right / total == pytest.approx(0.86, abs=0.02)
+    assert missing / len(outcomes) == pytest.approx(0.032, abs=0.012)  # failures 1 %, malformed 2 %, refusals 0.2 %
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({"flip": 0.3}, 0.3),  # every flip, and nothing else, changes a score
+        ({"adjacent": 0.4}, 0.4),
+        ({"optimism": 0.2}, 0.2 * 1.0),
+    ],
+)
+def test_rates_are_kept(rates: dict[str, float], expected: float) -> None:
+    plain = Scripted(Scripted.Config(jitter=0, **{**ZERO, **rates}, served=6), truth=truth)  # type: ignore[arg-type]
+    exact = Scripted(Scripted.Config(jitter=0, **ZERO, served=6), truth=truth)
+    requests = [request(episode) for episode in range(400)]
+    erring = np.array([scores(outcome) for outcome in ask_all(plain, requests)])
+    right = np.array([scores(outcome) for outcome in ask_all(exact, requests)])
+    assert (erring != right).mean() == pytest.approx(expected, abs=0.03)
+
+
+ZERO = {"flip": 0.0, "adjacent": 0.0, "optimism": 0.0, "refusal": 0.0, "malformed": 0.0, "failure": 0.0}
+
+
+def test_flips_swap_the_verdict_and_optimism_only_raises() -> None:
+    requests = [request(episode) for episode in range(50)]
+    flipped = np.array([scores(o) for o in ask_all(Scripted(Scripted.Config(jitter=0, **{**ZERO, "flip": 1.0}), truth=truth), requests)])
+    np.testing.assert_array_equal(flipped, np.where(TABLE[:50] > 0, 3, 9))
+    raised = np.array([scores(o) for o in ask_all(Scripted(Scripted.Config(jitter=0, **{**ZERO, "optimism": 1.0}), truth=truth), requests)])
+    np.testing.assert_array_equal(raised, np.where(TABLE[:50] > 0, 10, np.where(TABLE[:50] < 0, 3, 5)))
+
+
+def test_the_order_of_questions_changes_nothing() -> None:
+    requests = [request(episode) for episode in range(200)]
+    forwards = ask_all(Scripted(truth=truth), requests)
+    backwards = ask_all(Scripted(truth=truth), requests[::-1])[::-1]
+    assert [_said(outcome) for outcome in forwards] == [_said(outcome) for outcome in backwards]
+    other_seed = ask_all(Scripted(Scripted.Config(seed=1), truth=truth), requests)
+    assert [_said(outcome) for outcome in forwards] != [_said(outcome) for outcome in other_seed]
+
+
+def _said(outcome: Reply | Failure) -> str:
+    return outcome.text if isinstance(outcome, Reply) else outcome.cause
+
+
+def test_repeats_differ_and_repeat_themselves() -> None:
+    provider = Scripted(Scripted.Config(**ZERO), truth=truth)
+    answers = [_said(ask(provider, request(0), repeat)) for repeat in range(6)]
+    assert len(set(answers)) > 1
+    assert answers == [_said(ask(provider, request(0), repeat)) for repeat in range(6)]
+
+
+def test_the_analysis_agrees_with_the_scores_that_follow() -> None:
+    provider = Scripted(Scripted.Config(**{**ZERO, "flip": 0.3, "adjacent": 0.5}), truth=truth)
+    for episode in range(50):
+        analysis = _said(ask(provider, request(episode, Text(), text="Analyse."))).splitlines()
+        given = scores(ask(provider, request(episode, text="Score.")))
+        assert len(analysis) == WINDOW
+        for number, (line, score) in enumerate(zip(analysis, given, strict=True)):
+            assert line.startswith(f"{number}: move forward - ")
+            assert ("closer" in line) == (score > 5)
+            assert ("away" in line) == (score < 2)
+
+
+def test_an_outage_passes() -> None:
+    provider = Scripted(Scripted.Config(**{**ZERO, "failure": 0.5}), truth=truth)
+    outcomes = [[_said(ask(provider, request(episode))) for _attempt in range(12)] for episode in range(20)]
+    causes = {said for attempts in outcomes for said in attempts if not said.startswith("{")}
+    assert causes == {"timeout", "rate_limit", "overload", "network"}
+    assert all(attempts[-1].startswith("{") for attempts in outcomes)
+    failure = next(o for o in (ask(Scripted(Scripted.Config(**{**ZERO, "failure": 1.0}), truth=truth), request(0)),))
+    assert isinstance(failure, Failure)
+    assert not failure.final
+
+
+def test_refusals_are_final() -> None:
+    outcome = ask(Scripted(Scripted.Config(**{**ZERO, "refusal": 1.0}), truth=truth), request(0))
+    assert isinstance(outcome, Failure)
+    assert (outcome.cause, outcome.final) == ("refusal", True)
+
+
+def test_malformed_answers_are_never_read_as_scores() -> None:
+    provider = Scripted(Scripted.Config(**{**ZERO, "malformed": 1.0}), truth=truth)
+    seen = set()
+    for episode in range(100):
+        text = _said(ask(provider, request(episode)))
+        seen.add(text[:12])
+        with pytest.raises(Unreadable):
+            Scores(WINDOW).read(text)
+    assert len(seen) > 4
+    assert "0:" not in _said(ask(provider, request(0, Text(), text="Analyse.")))
+
+
+def test_a_repair_is_a_question_of_its_own() -> None:
+    provider = Scripted(Scripted.Config(**{**ZERO, "malformed": 0.5}), truth=truth)
+    readable = 0
+    for episode in range(100):
+        for text in ("Score.", "Again."):
+            try:
+                scores(ask(provider, request(episode, text=f"{text} {episode}")))
+                readable += 1
+                break
+            except Unreadable:
+                continue
+    assert 60 < readable < 90  # three quarters
+
+
+@pytest.mark.parametrize("table", [{}, {0: np.zeros(3)}])
+def test_no_ground_truth_is_no_answer(table: dict[int, npt.NDArray[Any]]) -> None:
+    outcome = ask(Scripted(PERFECT, truth=lambda subject: table[subject.episode]), request(0))
+    assert isinstance(outcome, Failure)
+    assert (outcome.cause, outcome.final) == ("unsupported", True)
+
+
+def test_the_identity_holds_everything_that_changes_answers() -> None:
+    def key(config: Scripted.Config | None = None, **more: str) -> str:
+        return Scripted(config, truth=truth, **more).rater.key
+
+    assert key() == key(Scripted.Config())
+    assert len({key(), key(Scripted.Config(seed=1)), key(Scripted.Config(flip=0.2)), key(truth_id="other"), key(name="noisy")}) == 5
+
+
+def test_the_delay_is_waited() -> None:
+    began = time.perf_counter()
+    outcome = ask(Scripted(Scripted.Config(**ZERO, delay=0.05), truth=truth), request(0))
+    assert time.perf_counter() - began >= 0.05
+    assert outcome.seconds >= 0.05
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"flip": 1.5}, {"refusal": -0.1}, {"failure": float("nan")}, {"served": 11}, {"jitter": -1}, {"delay": -1.0}]
+)
+def test_nonsense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="scripted: "):
+        Scripted.Config(**wrong)
+
+
+def test_presets() -> None:
+    assert Scripted.build(truth=truth).rater.name == "scripted:realistic"
+    assert Scripted.build("perfect", truth=truth).config == PERFECT
+    with pytest.raises(UnknownName, match="there are: noisy, optimist, perfect, realistic, unreliable"):
+        Scripted.build("nonsense", truth=truth)
+    with pytest.raises(UsageError, match="there is none"):
+        Scripted.build("perfect")
+    with pytest.raises(UsageError, match="Give one of them"):
+        Scripted.build("perfect", config=Scripted.Config(), truth=truth)

@@ -1,0 +1,190 @@
+"""The training loop: the same numbers again, the same numbers after a kill, and a memory that reaches back as far as it must."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from guerdon.algorithms.bc import BC
+from guerdon.algorithms.iql import IQL
+from guerdon.errors import PolicyError, RunError, StaleInput, UnknownName, UsageError
+from guerdon.networks import Optimiser, PolicyNetwork
+from guerdon.records import Frames
+from guerdon.training.offline import Config, train, updates_within
+from guerdon.training.policy import load_policy, read_tensors
+from guerdon.transitions import Transitions
+from tests.memory import MemoryDataset, MemoryEpisode
+
+SMALL = PolicyNetwork.Config(channels=8, width=16)
+LOOP = Config(sequences=2, context=3, log_every=2, checkpoint_every=4)
+SETTINGS: dict[str, Any] = {"bc": BC.Config(network=SMALL), "iql": IQL.Config(network=SMALL)}
+
+
+class Killed(Exception):
+    """Stands for a signal: nothing in the package may catch it."""
+
+
+def transitions(*, last_reward: float = 1.0) -> Transitions:
+    lengths = (4, 6, 3)
+    return Transitions.build(MemoryDataset([MemoryEpisode(n, f"task {n}", rewards=[0.0] * (n - 1) + [last_reward]) for n in lengths]))
+
+
+def run(out: Path, name: str = "iql", *, updates: int = 10, seed: int = 0, kill_at: int = -1, data: Transitions | None = None, **more: Any) -> Path:
+    def progress(made: int, _: int) -> None:
+        if made == kill_at:
+            raise Killed
+
+    settings = {"config": SETTINGS[name], "loop": LOOP} | more
+    return train(data or transitions(), name, updates=updates, seed=seed, out=out, progress=progress, **settings)
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def differing_tensors(first: Path, second: Path) -> list[str]:
+    found = []
+    for file in ("checkpoint.safetensors", "policy.safetensors"):
+        ours, theirs = read_tensors(first / file)[0], read_tensors(second / file)[0]
+        assert ours.keys() == theirs.keys()
+        found += [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    return found
+
+
+@pytest.mark.parametrize("name", ["bc", "iql"])
+@pytest.mark.parametrize("kill_at", [2, 4, 6, 8, 10])
+def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path, name: str, kill_at: int) -> None:
+    run(tmp_path / "whole", name)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", name, kill_at=kill_at)
+    assert not (tmp_path / "killed" / "policy.json").exists()
+    run(tmp_path / "killed", name)
+    assert differing_tensors(tmp_path / "whole", tmp_path / "killed") == []
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+    assert [line["update"] for line in metrics(tmp_path / "whole")] == [2, 4, 6, 8, 10]
+
+
+def test_seeds_decide_the_numbers(tmp_path: Path) -> None:
+    first, again, other = (run(tmp_path / name, seed=seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    assert differing_tensors(first, again) == []
+    assert (first / "policy.safetensors").read_bytes() == (again / "policy.safetensors").read_bytes()
+    assert differing_tensors(first, other) != []
+
+
+def test_a_finished_run_is_kept(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "policy.safetensors").stat().st_mtime_ns
+    assert run(tmp_path, kill_at=2) == tmp_path
+    assert (tmp_path / "policy.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=2, resume=False)
+    assert not (tmp_path / "policy.json").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"updates": 12}, "updates"),
+        ({"data": transitions(last_reward=2.0)}, "data"),
+        ({"config": IQL.Config(network=SMALL, discount=0.9)}, "config"),
+        ({"loop": Config(sequences=3, context=3, log_every=2, checkpoint_every=4)}, "sequences"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, finished: bool, change: dict[str, Any], name: str) -> None:
+    if finished:
+        run(tmp_path)
+    else:
+        with pytest.raises(Killed):
+            run(tmp_path, kill_at=6)
+    with pytest.raises(StaleInput, match=f"other {name}"):
+        run(tmp_path, **change)
+
+
+def test_how_often_it_writes_does_not_matter(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b", loop=Config(sequences=2, context=3, log_every=5, checkpoint_every=5))
+    assert differing_tensors(tmp_path / "a", tmp_path / "b") == []
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=6)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match="is damaged"):
+        run(tmp_path)
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=6)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 7, "val')
+    run(tmp_path)
+    assert [line["update"] for line in metrics(tmp_path)] == [2, 4, 6, 8, 10]
+
+
+def test_divergence_is_an_error_and_leaves_no_policy(tmp_path: Path) -> None:
+    config = BC.Config(network=SMALL, optimiser=Optimiser.Config(learning_rate=float("inf")))
+    with pytest.raises(PolicyError, match="training diverged"):
+        run(tmp_path, "bc", config=config)
+    assert not (tmp_path / "policy.json").exists()
+
+
+def test_tensorboard_on_request(tmp_path: Path) -> None:
+    run(tmp_path / "without")
+    assert not (tmp_path / "without" / "tensorboard").exists()
+    run(tmp_path / "with", tensorboard=True)
+    assert list((tmp_path / "with" / "tensorboard").glob("events*"))
+
+
+def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sequences must be at least 1"):
+        Config(sequences=0)
+    with pytest.raises(UsageError, match="multiple of log_every"):
+        Config(log_every=40, checkpoint_every=100)
+    with pytest.raises(UsageError, match="updates must be at least 1"):
+        run(tmp_path, updates=0)
+    with pytest.raises(UnknownName, match="there are: bc, iql"):
+        train(transitions(), "ppo", seed=0, out=tmp_path)
+
+
+def test_updates_are_counted_by_the_clock() -> None:
+    few = updates_within(0.001, transitions(), "bc", SETTINGS["bc"], loop=LOOP, trial=2)
+    many = updates_within(100.0, transitions(), "bc", SETTINGS["bc"], loop=LOOP, trial=2)
+    assert 1 <= few < many
+
+
+class Reminder(MemoryDataset):
+    """A red or a blue picture, grey ones, and twenty steps later a white one: left after red, right after blue."""
+
+    WAIT = 20
+
+    def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
+        pictures = np.full((self.WAIT + 2, 8, 8, 3), 128, np.uint8)
+        pictures[self.WAIT] = 255
+        pictures[0] = (255, 0, 0) if index % 2 == 0 else (0, 0, 255)
+        return pictures[start:stop]
+
+    def actions(self, index: int) -> np.ndarray:
+        return np.array([2] * self.WAIT + [index % 2])
+
+
+def test_what_was_done_twenty_steps_ago_decides(tmp_path: Path) -> None:
+    length = Reminder.WAIT + 1
+    source = Reminder([MemoryEpisode(length, "look, wait, then turn", rewards=[0.0] * length) for _ in range(2)])
+    config = BC.Config(network=PolicyNetwork.Config(channels=8, width=32), optimiser=Optimiser.Config(learning_rate=5e-3, warm_up=5))
+    train(Transitions.build(source), "bc", config, updates=120, seed=0, out=tmp_path, loop=Config(sequences=2, log_every=40, checkpoint_every=400))
+    policy = load_policy(tmp_path)
+    for index in range(2):
+        policy.start("look, wait, then turn")
+        actions = [policy.step(frame) for frame in source.frames(index, "full", 0, length)]
+        assert actions == source.actions(index).tolist()
