@@ -19,7 +19,7 @@ from guerdon.losses import (
 )
 
 
-@pytest.mark.parametrize(("expectile", "error", "expected"), [(0.8, 1, 0.8), (0.8, -1, 0.2), (0.5, 2, 2.0), (0.7, -0.5, 0.075), (0.9, 0, 0)])
+@pytest.mark.parametrize(("expectile", "error", "expected"), [(0.8, 1, 0.8), (0.8, -1, 0.2), (0.5, 2, 2), (0.7, -0.5, 0.075), (0.9, 0, 0)])
 def test_expectile_loss(expectile: float, error: float, expected: float) -> None:
     assert_close(expectile_loss(tensor(float(error)), expectile), tensor(float(expected)))
 

@@ -291,6 +291,7 @@ def test_stock_datasets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for index in range(2):
         info = dataset.episode(index)
         assert (info.length, info.terminated, info.annotations) == (10, True, (Annotation("go"),))
+        dataset.frames(index, "rgb", 3, 7)[:] = 0  # what is read belongs to the reader
         assert np.array_equal(dataset.frames(index, "rgb", 3, 7), expected.frames["image"][3:7])
         assert np.array_equal(dataset.actions(index), expected.actions)
         assert dataset.rewards(index).dtype == np.float64
@@ -308,7 +309,9 @@ def test_jpeg_pictures_are_decoded_as_the_stock_library_does(tmp_path: Path, mon
     )  # fmt: skip
     stock = minari.MinariDataset(path / "data")[0].observations["image"]
     assert not np.array_equal(stock, frames), "JPEG loses something, else this test shows nothing"
-    assert np.array_equal(open_dataset(path).frames(0, "image", 1, 4), stock[1:4])
+    dataset = open_dataset(path)
+    assert np.array_equal(dataset.frames(0, "image", 1, 4), stock[1:4])
+    assert [dataset.frames(0, "image", place, place).shape for place in (0, 4)] == [(0, 40, 40, 3)] * 2
 
 
 def test_nested_and_channel_first_views_are_found_and_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_a_prefix_gives_the_memory_that_the_whole_sequence_would_have() -> None:
     memory = net.trunk.remember(prefix)
     assert memory is not None
     assert not memory.requires_grad
-    assert_close(memory[1], torch.zeros(CONFIG.width))
+    assert_close(memory[1], torch.zeros(2 * CONFIG.width))
     assert_close(features(net, rest, memory), together[kept])
     assert net.trunk.remember(None) is None
 

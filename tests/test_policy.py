@@ -25,7 +25,9 @@ FRAMES = RANDOM.integers(0, 256, (12, 16, 24, 3), dtype=np.uint8)
 
 def new_network() -> PolicyNetwork:
     with seeded(1):
-        return network_for(SPEC, PolicyNetwork.Config(channels=8, width=16))
+        network = network_for(SPEC, PolicyNetwork.Config(channels=8, width=16))
+        torch.nn.init.normal_(network.head[-1].weight, std=3.0)  # so that actions differ from picture to picture
+    return network
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_an_unknown_name_lists_both_kinds(spec: str) -> None:
 def test_the_known_prefixes_do_build(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI", "ANTHROPIC", "GOOGLE"):
         monkeypatch.setenv(f"{name}_API_KEY", "secret-of-mine")
-    for spec in ("openai:gpt-4.1", "openai-chat:gpt-4.1", "anthropic:claude-sonnet-4-5", "google:gemini-2.5-pro"):
+    for spec in ("openai:gpt-4.1", "openai-chat:gpt-4.1", "anthropic:claude-sonnet-4-6", "google:gemini-2.5-pro"):
         assert build(spec).rater.provider == spec.split(":")[0]
 
 
@@ -65,7 +65,7 @@ def test_the_known_prefixes_do_build(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("google:gemini-2.5-flash", AuthenticationRefused, "no key is set.*GOOGLE_API_KEY"),
         ("openai:gpt-4.1", AuthenticationRefused, "no key is set.*OPENAI_API_KEY"),
-        ("anthropic:claude-sonnet-4-5", AuthenticationRefused, "no key is set.*ANTHROPIC_API_KEY"),
+        ("anthropic:claude-sonnet-4-6", AuthenticationRefused, "no key is set.*ANTHROPIC_API_KEY"),
         ("google:", UsageError, "names no model"),
         ("openai-compatible:model", UsageError, "MODEL@URL"),
         ("openai-compatible:model@ftp://host", UsageError, "MODEL@URL"),

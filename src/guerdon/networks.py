@@ -171,6 +171,36 @@ class View(nn.Module):
         return layout
 
 
+class Memory(nn.Module):
+    """What happened so far, in two parts: a latch, and a recurrent network that reads the latch.
+
+    The latch keeps, of each of its features, the largest value since the start of the episode. An event of one step, such as a sub-task
+    that was completed, stays in it for ever, and the gradient reaches back to that step undiminished; a recurrent network alone forgets it
+    within some twenty steps. What follows from several events is left to the recurrent network.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.notice = nn.Linear(width, width)
+        self.noticed = nn.Linear(width, width)
+        self.recurrent = nn.GRU(width, width, batch_first=True)
+
+    def forward(self, seen: Tensor, lengths: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> states (B, T, width), and the memory (B, 2 width) after the last step.
+
+        Args:
+            seen: (B, T, width), padded at the end.
+            lengths: (B,) steps of each sequence; zero leaves the memory as it was.
+            memory: (B, 2 width) from earlier steps; None or zeros at the start of the episodes.
+        """
+        before = seen.new_zeros(len(seen), 2 * seen.shape[2]) if memory is None else memory
+        latched, state = before.chunk(2, 1)
+        latch = torch.maximum(F.relu(self.notice(seen)).cummax(1).values, latched[:, None])
+        states, _ = self.recurrent(seen + F.relu(self.noticed(latch)), state[None].contiguous())
+        history = torch.cat([before[:, None], torch.cat([latch, states], 2)], 1)
+        return states, history[torch.arange(len(seen), device=seen.device), lengths]
+
+
 class Trunk(nn.Module):
     """What was seen so far and an instruction -> features (R, width) of the present situation."""
 
@@ -182,7 +212,7 @@ class Trunk(nn.Module):
         self.views = nn.ModuleList(View(size, config) for size in pictures.values())
         self.previous_action = nn.Embedding(actions + 1, width)
         self.norm = nn.LayerNorm(width)
-        self.memory = nn.GRU(width, width, batch_first=True)
+        self.memory = Memory(width)
         self.query = nn.Linear(width, width)
         self.situation = nn.Sequential(nn.Linear(3 * width, width), nn.LayerNorm(width), nn.ReLU())
 
@@ -193,15 +223,15 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def remember(self, prefix: Sequences | None) -> Tensor | None:
-        """The memory (B, width) that the rows of `prefix` leave behind, without gradient; None if there are none."""
+        """The memory that the rows of `prefix` leave behind, without gradient; None if there are none."""
         return None if prefix is None else self(prefix)[1]
 
     def forward(self, rows: Sequences, memory: Tensor | None = None, words: Words | None = None) -> tuple[Tensor, Tensor]:
-        """-> features (R, width) of each row, and the memory (B, width) after each sequence.
+        """-> features (R, width) of each row, and the memory (B, 2 width) after each sequence.
 
         Args:
             rows: what is seen.
-            memory: (B, width) what earlier rows left behind; None at the start of the episodes.
+            memory: (B, 2 width) what earlier rows left behind; None or zeros at the start of the episodes.
             words: the instructions, if they have been read already.
         """
         words = words or self.read(rows.tokens)
@@ -209,7 +239,7 @@ class Trunk(nn.Module):
         instruction = words.summary[rows.instruction][place.sequence]
         looks = [view.first_look(rows.frames[name], instruction) for name, view in self._views()]
         seen = F.relu(self.norm(torch.stack([layout for _, layout in looks]).sum(0) + self.previous_action(rows.previous_action)))
-        states, memory = self._remembered(place.pad(seen), rows.lengths, memory)
+        states, memory = self.memory(place.pad(seen), rows.lengths, memory)
         due = torch.cat([place.rows(states), place.rows(self._attended(states, words, rows.instruction))], 1)
         layouts = [view.second_look(tiles, due) for (_, view), (tiles, _) in zip(self._views(), looks, strict=True)]
         features: Tensor = self.situation(torch.cat([torch.stack(layouts).sum(0), due], 1))
@@ -217,12 +247,6 @@ class Trunk(nn.Module):
 
     def _views(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.views, strict=True)
-
-    def _remembered(self, seen: Tensor, lengths: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-> memory at each step (B, T, width) and after the last one (B, width)."""
-        before = seen.new_zeros(len(seen), seen.shape[2]) if memory is None else memory
-        states, _ = self.memory(seen, before[None])
-        return states, torch.cat([before[:, None], states], 1)[torch.arange(len(seen), device=seen.device), lengths]
 
     def _attended(self, states: Tensor, words: Words, instruction: Tensor) -> Tensor:
         """What of the instruction is due at each step: (B, T, width)."""

@@ -17,7 +17,9 @@ import errno
 import json
 import os
 import platform
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +40,12 @@ def package_version() -> str:
         return version("guerdon")
     except PackageNotFoundError:
         return "unknown"
+
+
+def command_line() -> str:
+    """The command that this process (or the one that started it) was called with; empty for calls from Python."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    return shlex.join(["guerdon", *sys.argv[1:]]) if program in ("guerdon", "__main__.py") else ""
 
 
 @contextmanager
@@ -102,6 +110,7 @@ class Manifest:
                 "guerdon": package_version(),
                 "python": platform.python_version(),
                 "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+                "command": command_line(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 **self.provenance,
             },

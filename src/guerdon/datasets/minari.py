@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
@@ -131,7 +131,7 @@ class _View:
 
             pictures = [np.asarray(Image.open(io.BytesIO(np.asarray(entry, dtype=np.uint8).tobytes()))) for entry in stored]
             return np.stack(pictures)
-        return np.ascontiguousarray(np.moveaxis(stored, 1, -1)) if self.channels_first else cast(Frames, stored)
+        return np.array(np.moveaxis(stored, 1, -1) if self.channels_first else stored, order="C")
 
 
 class MinariDataset(Dataset):
@@ -349,7 +349,8 @@ class MinariDataset(Dataset):
         if not 0 <= start <= stop <= length + 1:
             raise DatasetError(f"observations [{start}, {stop}) lie outside the {length + 1} of this episode", where=where)
         with reading(f"{where}, view '{view}', observations {start} to {stop - 1}"):
-            pictures = found.decode(self._storage.array(index, found.source)[start:stop])
+            first = min(start, length)  # one picture at least, since only a decoded picture tells its size
+            pictures = found.decode(self._storage.array(index, found.source)[first : max(stop, first + 1)])[start - first : stop - first]
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
             raise DatasetError(f"view '{view}' gives {pictures.dtype}{pictures.shape}, not uint8 (N, H, W, 3)", where=where)
         return pictures

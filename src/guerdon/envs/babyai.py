@@ -253,9 +253,9 @@ def plan_length(world: World) -> int | None:
 
 
 PICTURES = (
-    "A grid seen from above. The red triangle is the agent; it points where the agent faces. Grey squares are walls. A coloured square frame "
-    "with a dot in it is a closed door, a thin coloured bar an open one. The black strip along the bottom edge shows what the agent carries, "
-    "and nothing if its hands are empty."
+    "A grid seen from above. The red triangle is the agent; it points where the agent faces. Grey squares are walls. A coloured square "
+    "frame with a dot in it is a closed door, a thin coloured bar an open one. The black strip along the bottom edge shows what the agent "
+    "carries, and nothing if its hands are empty."
 )
 """How to read the pictures, in words for a rater."""
 

@@ -14,10 +14,10 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, get_args
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic_ai import exceptions as vendor_errors
 from pydantic_ai import messages as chat
@@ -102,7 +102,13 @@ class Chat(Provider):
     def _effective_settings(self, prefix: str) -> ModelSettings:
         """What is really sent: a model that refuses a setting does not get it."""
         config, profile = self.config, self._model.profile
-        settings = ModelSettings(max_tokens=config.max_output_tokens, timeout=config.timeout, request_timeout=config.timeout, max_retries=0)
+        settings = ModelSettings(
+            max_tokens=config.max_output_tokens,
+            timeout=config.timeout,
+            request_timeout=config.timeout,
+            max_retries=0,
+            framing_announcement="never",  # pydantic-ai would put 185 words of its own into the prompt of some models
+        )
         if _takes_temperature(profile):
             settings["temperature"] = config.temperature
         if config.seed is not None:
@@ -119,8 +125,9 @@ class Chat(Provider):
         Raises:
             ProviderError: if the vendor does not know the model: every further request would fail in the same way.
         """
-        conversation = await _conversation(request)
-        settings, parameters = self._settings_of(repeat), self._parameters(request)
+        schema = request.answer.schema()
+        conversation = await _conversation(request, None if self._native_schema else schema)
+        settings, parameters = self._settings_of(repeat), self._parameters(schema)
         began = time.perf_counter()
         try:
             response = await model_request(
@@ -143,12 +150,10 @@ class Chat(Provider):
             settings["seed"] += repeat
         return settings
 
-    def _parameters(self, request: Request) -> ModelRequestParameters:
-        schema = request.answer.schema()
-        if schema is None:
+    def _parameters(self, schema: dict[str, Any] | None) -> ModelRequestParameters:
+        if schema is None or not self._native_schema:
             return ModelRequestParameters()
-        wanted = OutputObjectDefinition(json_schema=schema, name=request.answer.kind, strict=True)
-        return ModelRequestParameters(output_mode="native" if self._native_schema else "prompted", output_object=wanted)
+        return ModelRequestParameters(output_mode="native", output_object=OutputObjectDefinition(schema, name="answer", strict=True))
 
     def _usage(self, response: chat.ModelResponse) -> Usage:
         usage = response.usage
@@ -196,20 +201,25 @@ def _compatible_model(text: str) -> Model:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 
-    model_name, _, url = text.rpartition("@")
-    try:
-        parts = urlsplit(url)
-        usable = model_name and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+    named = re.fullmatch(r"(.+?)@(https?://\S+)", text)
+    parts = _url_parts(named.group(2)) if named else None
+    if named is None or parts is None:
         cure = "For example openai-compatible:qwen2-vl@http://localhost:8000/v1"
         raise UsageError(f"write {COMPATIBLE}:MODEL@URL, with a URL that begins with http:// or https://", cure=cure)
     if parts.username or parts.password or parts.query or parts.fragment:
         cure = f"Put the key into the environment variable {COMPATIBLE_KEY}."
         raise UsageError("the URL of a rater is written into results, so it must not hold a user name, a password or a query", cure=cure)
-    provider = OpenAICompatibleProvider(COMPATIBLE, base_url=url, api_key=os.environ.get(COMPATIBLE_KEY) or None)
-    return OpenAIChatModel(model_name, provider=provider)
+    provider = OpenAICompatibleProvider(COMPATIBLE, base_url=named.group(2), api_key=os.environ.get(COMPATIBLE_KEY) or None)
+    return OpenAIChatModel(named.group(1), provider=provider)
+
+
+def _url_parts(url: str) -> SplitResult | None:
+    """The parts of a URL that names a host; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def _takes_temperature(profile: Any) -> bool:
@@ -241,14 +251,16 @@ def _is_redirected(url: str) -> bool:
 # --- request ------------------------------------------------------------------------------------------------------------------------
 
 
-async def _conversation(request: Request) -> list[chat.ModelMessage]:
-    turns = [await _turn(message) for message in request.messages]
-    if request.system:
-        turns.insert(0, chat.ModelRequest(parts=[chat.SystemPromptPart(_sendable(request.system))]))
-    return turns
+async def _conversation(request: Request, schema: dict[str, Any] | None) -> list[chat.ModelMessage]:
+    """The turns of a request. A schema that the model cannot take as such is put into words."""
+    in_words = f"Answer with one JSON object and nothing else. Its schema: {json.dumps(schema)}" if schema else ""
+    system = "\n\n".join(filter(None, (_sendable(request.system), in_words)))
+    *earlier, last = [await _turn(message) for message in request.messages]
+    # One system message, not two: more than one is refused by many open models.
+    return [*earlier, replace(last, instructions=system or None) if isinstance(last, chat.ModelRequest) else last]
 
 
-async def _turn(message: Message) -> chat.ModelMessage:
+async def _turn(message: Message) -> chat.ModelRequest | chat.ModelResponse:
     if message.role == "assistant":
         return chat.ModelResponse(parts=[chat.TextPart(_sendable(message.text))])
     # Pictures come before the text, as the vendors advise. Compressing them takes milliseconds, hence a thread.

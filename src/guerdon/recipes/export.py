@@ -63,6 +63,11 @@ class Exported:
     dropped: tuple[int, ...]
     """Episodes of the source that were left out; later ones move up."""
 
+    def __str__(self) -> str:
+        left_out = f", {len(self.dropped)} episodes left out" if self.dropped else ""
+        unknown = f", {self.unknown} unknown rewards written as 0" if self.unknown else ""
+        return f"{self.path} ({self.dataset_id}: {self.episodes} episodes, {self.transitions} transitions{unknown}{left_out})"
+
 
 @callable_with_settings(Config)
 def export(config: Config) -> Exported:

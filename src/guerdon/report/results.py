@@ -48,6 +48,7 @@ class Arm:
     expression: str
     """The reward it learned from; empty if there was none."""
     colour: int
+    """Which of the page's colours; the random policy is grey whatever it says."""
 
     @property
     def css(self) -> str:
@@ -191,7 +192,8 @@ def _arms(contents: Contents, names: set[str]) -> list[Arm]:
     order = ("method", "reference", "control", "baseline")
     described = [_arm(contents, name) for name in sorted(names)]
     ranked = sorted(described, key=lambda arm: (order.index(arm.role), arm.algorithm == "BC", "sparse" not in arm.names, -len(arm.names)))
-    return [replace(arm, colour=place) for place, arm in enumerate(ranked)]
+    colours = {arm.name: place for place, arm in enumerate(arm for arm in ranked if arm.name != RANDOM)}
+    return [replace(arm, colour=colours.get(arm.name, 0)) for arm in ranked]
 
 
 def _arm(contents: Contents, name: str) -> Arm:

@@ -77,10 +77,10 @@ class _Wrapped(ast.NodeTransformer):
     def __init__(self, labels: set[str], function: str) -> None:
         self._labels, self._function = labels, function
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 -- ast's own naming
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         return self._wrap(node) if node.id in self._labels else node
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802 -- ast's own naming
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         return self._wrap(node)
 
     def _wrap(self, node: ast.expr) -> ast.expr:

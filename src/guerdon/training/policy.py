@@ -179,7 +179,7 @@ class Policy(Actor):
     def _begin(self, instructions: Sequence[str]) -> None:
         count = len(instructions)
         self._previous_action = torch.full((count,), len(self.spec.action_names))
-        self._memory = torch.zeros(count, self._network.config.width)
+        self._memory = torch.zeros(count, 2 * self._network.config.width)
         self._tokens = self.spec.vocabulary.batch(instructions) if count else torch.zeros(0, 1, dtype=torch.int64)
         self._words = self._network.trunk.read(self._tokens) if count else None
 
