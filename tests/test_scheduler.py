@@ -164,7 +164,7 @@ async def test_concurrency_is_kept_and_samples_are_pulled_lazily(store: Store) -
         async for _ in transcripts:
             seen += 1
             assert len(pulled) <= seen + 4
-    assert provider.most_in_flight == 4
+    assert 1 < provider.most_in_flight <= 4
     assert seen == 40
 
 
@@ -261,7 +261,7 @@ async def test_a_final_failure_ends_the_conversation_and_is_not_asked_again(stor
         assert len(transcript.exchanges) == 1
     assert len(provider.asked) == 1
     (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run="c", retry_failed=True))
-    assert 1 <= len(provider.asked) <= 2
+    assert len(provider.asked) == 2
 
 
 async def test_an_exhausted_transient_failure_is_asked_again_by_a_re_run(store: Store) -> None:

@@ -74,8 +74,8 @@ class IQL(Algorithm):
         """Largest weight of a transition in the policy loss."""
         target_rate: float = 0.005
         """κ: share of the online weights that the target takes over at each update."""
-        normalise_rewards: bool = True
-        """Divide rewards by the largest discounted return in the data."""
+        largest_return: float = 3.0
+        """Rewards are scaled so that the largest discounted return in the data is this; 0 leaves them as they are."""
         network: PolicyNetwork.Config = field(default_factory=PolicyNetwork.Config)
         """The network of policy, value and critics."""
         optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
@@ -84,7 +84,7 @@ class IQL(Algorithm):
     def __init__(self, transitions: Transitions, config: Config, *, seed: int, updates: int) -> None:
         """Args: transitions: what will be learned from; seed: of the initial weights; updates: how many there will be."""
         self.config, spec = config, transitions.spec
-        self._reward_unit = transitions.largest_return(config.discount) if config.normalise_rewards else 1.0
+        self._reward_unit = transitions.largest_return(config.discount) / config.largest_return if config.largest_return else 1.0
         actions, width = len(spec.action_names), config.network.width
         with seeded(seed, "iql"):
             self.policy = PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=actions, config=config.network)

@@ -51,6 +51,7 @@ _UNBILLED: frozenset[Cause] = frozenset(
 _APPLICATION_ID = 0x67756572  # "guer": marks the file as ours
 _BUSY_MILLISECONDS = 30_000
 _LARGEST_WAVE = 512
+_GATHERING = 0.002  # seconds for which a write waits for others to share its commit
 _NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"),
     *("fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs"),
@@ -482,6 +483,8 @@ class _Writer:
         """The jobs that wait, at least one; none when the store was closed and nothing is left."""
         wave: list[_Job] = []
         job = self._jobs.get()
+        if job is not None:
+            time.sleep(_GATHERING)
         while job is not None:
             wave.append(job)
             if len(wave) == _LARGEST_WAVE or self._jobs.empty():
