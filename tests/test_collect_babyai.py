@@ -169,7 +169,7 @@ def test_the_count_is_kept_beside_the_data(tmp_path: Path) -> None:
         tally.add(episode)
     collected = json.loads((collect_babyai(config) / "collection.json").read_text())
     assert collected["lengths"] == tally.rows()
-    assert collected["config"]["noise"] == {"random_actions": 0.45, "dithering": 0.15, "detours": 0.7}
+    assert collected["config"]["noise"] == {"random_actions": 0.42, "dithering": 0.12, "detours": 0.6}
 
 
 # --- what it refuses ----------------------------------------------------------------------------------------------------------------

@@ -215,15 +215,14 @@ class Transitions:
         """Share of the transitions whose reward is known, in [0, 1]."""
         return float(self.known.mean()) if len(self) else 0.0
 
-    def largest_return(self, discount: float) -> float:
-        """Largest absolute discounted sum of the known rewards from any transition to the end of its trajectory; 1 if all rewards are 0."""
-        largest = 0.0
+    def returns(self, discount: float) -> npt.NDArray[np.float64]:
+        """Discounted sum of the known rewards from each transition to the end of its trajectory, (transitions,)."""
+        returns = self.reward.astype(np.float64)
         for trajectory in self.trajectories:
-            to_go = 0.0
-            for reward in self.reward[trajectory.first_transition : trajectory.first_transition + trajectory.length][::-1]:
-                to_go = float(reward) + discount * to_go
-                largest = max(largest, abs(to_go))
-        return largest or 1.0
+            last = trajectory.first_transition + trajectory.length - 1
+            for step in range(last - 1, trajectory.first_transition - 1, -1):
+                returns[step] += discount * returns[step + 1]
+        return returns
 
     @classmethod
     def build(

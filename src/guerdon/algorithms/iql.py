@@ -27,6 +27,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,13 @@ class _Critics(nn.Module):
         return torch.minimum(*self.values(features, action))
 
 
+def _begin_at(estimate: nn.Module, value: float) -> None:
+    """Lets a head give `value` for everything, so that no updates are spent on finding the mean."""
+    last = list(estimate.modules())[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, value)
+
+
 class IQL(Algorithm):
     """Implicit Q-learning with twin critics."""
 
@@ -74,8 +82,8 @@ class IQL(Algorithm):
         """Largest weight of a transition in the policy loss."""
         target_rate: float = 0.005
         """κ: share of the online weights that the target takes over at each update."""
-        largest_return: float = 3.0
-        """Rewards are scaled so that the largest discounted return in the data is this; 0 leaves them as they are."""
+        largest_return: float = 10.0
+        """Rewards are scaled so that the largest discounted return in the data is this."""
         network: PolicyNetwork.Config = field(default_factory=PolicyNetwork.Config)
         """The network of policy, value and critics."""
         optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
@@ -84,12 +92,15 @@ class IQL(Algorithm):
     def __init__(self, transitions: Transitions, config: Config, *, seed: int, updates: int) -> None:
         """Args: transitions: what will be learned from; seed: of the initial weights; updates: how many there will be."""
         self.config, spec = config, transitions.spec
-        self._reward_unit = transitions.largest_return(config.discount) / config.largest_return if config.largest_return else 1.0
+        returns = transitions.returns(config.discount)
+        self._reward_scale = config.largest_return / (np.abs(returns).max() or 1.0)
         actions, width = len(spec.action_names), config.network.width
         with seeded(seed, "iql"):
             self.policy = PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=actions, config=config.network)
             self._value = head(width, 1)
             self._critics = _Critics(self.policy.trunk, nn.ModuleList([head(width, actions), head(width, actions)]))
+        for estimate in (self._value, *self._critics.heads):
+            _begin_at(estimate, self._reward_scale * float(returns.mean()))
         self._target = deepcopy(self._critics).requires_grad_(False)
         learned = [*self.policy.parameters(), *self._value.parameters(), *self._critics.heads.parameters()]
         self._optimiser = Optimiser(learned, config.optimiser, updates=updates)
@@ -101,7 +112,7 @@ class IQL(Algorithm):
         target_q = self._target.lower(batch.rows, batch.prefix, batch.action)
         value = self._value(features).squeeze(-1)
         next_value = value.detach().roll(-1)
-        goal = temporal_difference_target(batch.reward / self._reward_unit, next_value, batch.terminal, c.discount)
+        goal = temporal_difference_target(self._reward_scale * batch.reward, next_value, batch.terminal, c.discount)
         first, second = self._critics.values(features, batch.action)
         weight = advantage_weight(target_q - value, c.inverse_temperature, c.weight_ceiling)
         return {

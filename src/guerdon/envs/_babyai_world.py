@@ -70,6 +70,7 @@ class Level:
 
 
 LEVELS: Mapping[str, Level] = {
+    "small": Level(columns=2, rows=1, room_size=5, objects=4, object_kinds=("ball", "key"), colours=("blue", "green", "red", "yellow")),
     "one-room": Level(columns=1, rows=1, room_size=8, objects=7, clause_kinds=("go to", "pick up", "put next to")),
     "two-rooms": Level(
         columns=2, rows=1, room_size=6, objects=5, object_kinds=("ball", "key"), colours=("blue", "green", "red", "yellow")

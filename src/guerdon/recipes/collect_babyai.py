@@ -43,11 +43,11 @@ _STEPS_PER_CLAUSE = 200
 class Noise:
     """How far the demonstrator strays. The defaults leave about half of the actions serving the goal."""
 
-    random_actions: float = 0.45
+    random_actions: float = 0.42
     """Probability that a step is any of the seven actions instead of a good one."""
-    dithering: float = 0.15
+    dithering: float = 0.12
     """Probability that a step begins with a turn and a turn back."""
-    detours: float = 0.7
+    detours: float = 0.6
     """Probability that a sub-task begins with walking to a wrong thing."""
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Config:
     out: Path = Path("babyai")
     """Folder of the dataset, new or empty."""
     level: str = "two-rooms"
-    """Family of worlds: one-room, two-rooms or four-rooms."""
+    """Family of worlds: small, one-room, two-rooms or four-rooms."""
     tasks: int = 60
     """Number of different layouts with instructions; the lengths take turns."""
     demonstrations: int = 5

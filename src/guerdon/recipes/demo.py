@@ -36,15 +36,17 @@ class Config:
     """Run folder; the dataset lies beside it, in a folder with "-dataset" at the end of its name."""
     vlm: tuple[str, ...] = ("scripted",)
     """Who is asked; the default is a script that reads the simulator's ground truth and makes mistakes, not a model."""
-    tasks: int = 48
+    level: str = "small"
+    """Family of worlds: small, one-room, two-rooms or four-rooms."""
+    tasks: int = 24
     """Different layouts with instructions of 1 to 3 sub-tasks."""
     demonstrations: int = 8
     """Demonstrations of each."""
     seeds: int = 2
     """Policies trained for each arm."""
-    updates: int = 1500
+    updates: int = 800
     """Gradient steps of each policy."""
-    per_length: int = 10
+    per_length: int = 8
     """Tasks of each length that policies are evaluated on."""
     controls: bool = False
     """Also train on labels without content: the highest score everywhere, and scores in random order."""
@@ -127,7 +129,7 @@ def _stages(total: int) -> Callable[[str], Any]:
 def _collect(config: Config) -> None:
     if not config.dataset.exists():
         size = {"tasks": config.tasks, "demonstrations": config.demonstrations, "lengths": (1, 3)}
-        settings = CollectConfig(out=config.dataset, seed=config.seed, **size)  # type: ignore[arg-type]
+        settings = CollectConfig(out=config.dataset, level=config.level, seed=config.seed, **size)  # type: ignore[arg-type]
         with progress_bar("recording", quiet=config.quiet) as progress:
             collect_babyai(settings, progress=progress)
     found = check(open_data(config.dataset, DataOptions()))

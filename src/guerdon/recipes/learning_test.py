@@ -141,27 +141,24 @@ class Demonstration:
     actions: Sequence[int]
 
     def rewards(self) -> npt.NDArray[np.float32]:
-        """0.1 for each action that shortened the way to the target, and 1 for the last one."""
+        """0.1 for each step by which an action shortened the way to the target, and 1 more for the last one."""
         way = [distances(self.room.target)[pose] for pose in self.poses]
-        shortened = [0.1 * (after < before) for before, after in pairwise(way)]
-        shortened[-1] += 1.0
-        return np.array(shortened, dtype=np.float32)
+        gained = 0.1 * np.array([before - after for before, after in pairwise(way)], dtype=np.float32)
+        gained[-1] += 1.0
+        return gained
 
 
-def demonstrate(room: Room, random: np.random.Generator, *, detours: float, noise: float) -> Demonstration:
-    """Walks to the target, with probability `detours` over the other disc; each action is a random one with probability `noise`."""
-    goals = [room.target]
-    if random.random() < detours:
-        goals.insert(0, next(cell for colour, cell in room.discs.items() if colour != room.colour))
+def demonstrate(room: Room, random: np.random.Generator, *, distraction: float, noise: float) -> Demonstration:
+    """Walks until it stands on the target. Each action is drawn anew: one towards the other disc with probability `distraction`, any one
+    with probability `noise`, else one towards the target."""
+    other = next(cell for colour, cell in room.discs.items() if colour != room.colour)
     poses, actions = [room.start], list[int]()
-    while goals and poses[-1].cell != room.target:
-        way = distances(goals[0])
-        best = [action for action in range(len(ACTIONS)) if way[poses[-1].after(action)] < way[poses[-1]]]
-        choices = list(range(len(ACTIONS))) if random.random() < noise or not best else best
-        actions.append(int(random.choice(choices)))
+    while poses[-1].cell != room.target:
+        way = distances(other if random.random() < distraction else room.target)
+        nearer = [action for action in range(len(ACTIONS)) if way[poses[-1].after(action)] < way[poses[-1]]]
+        choices = range(len(ACTIONS)) if random.random() < noise or not nearer else nearer
+        actions.append(int(random.choice(list(choices))))
         poses.append(poses[-1].after(actions[-1]))
-        if poses[-1].cell == goals[0]:
-            goals.pop(0)
     return Demonstration(room, poses, actions)
 
 
@@ -209,7 +206,7 @@ class Recording(Dataset):
 def record(episodes: int, seed: int) -> Recording:
     """The data: `episodes` demonstrations, seven in ten with a detour."""
     random = generator(seed, "learning test", "demonstrations")
-    return Recording([demonstrate(Room.random(random), random, detours=0.7, noise=0.1) for _ in range(episodes)])
+    return Recording([demonstrate(Room.random(random), random, distraction=0.55, noise=0.1) for _ in range(episodes)])
 
 
 @dataclass(frozen=True)
