@@ -169,7 +169,7 @@ def test_the_count_is_kept_beside_the_data(tmp_path: Path) -> None:
         tally.add(episode)
     collected = json.loads((collect_babyai(config) / "collection.json").read_text())
     assert collected["lengths"] == tally.rows()
-    assert collected["config"]["noise"] == {"random_actions": 0.42, "dithering": 0.12, "detours": 0.6}
+    assert collected["config"]["noise"] == {"random_actions": 0.44, "dithering": 0.13, "detours": 0.65}
 
 
 # --- what it refuses ----------------------------------------------------------------------------------------------------------------
@@ -195,9 +195,9 @@ def test_a_demonstrator_that_keeps_failing_is_an_error(monkeypatch: pytest.Monke
 
 
 def test_failed_attempts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "_STEPS_PER_CLAUSE", 40)
+    monkeypatch.setattr(recipe, "_STEPS_PER_CLAUSE", 28)
     tally = Tally()
     for episode in demonstrations(Config(tasks=6, demonstrations=2, lengths=(1, 1))):
-        assert len(episode.actions) <= 40
+        assert len(episode.actions) <= 28
         tally.add(episode)
     assert tally.rows()[0]["failed_attempts"] > 0

@@ -43,11 +43,11 @@ _STEPS_PER_CLAUSE = 200
 class Noise:
     """How far the demonstrator strays. The defaults leave about half of the actions serving the goal."""
 
-    random_actions: float = 0.42
+    random_actions: float = 0.44
     """Probability that a step is any of the seven actions instead of a good one."""
-    dithering: float = 0.12
+    dithering: float = 0.13
     """Probability that a step begins with a turn and a turn back."""
-    detours: float = 0.6
+    detours: float = 0.65
     """Probability that a sub-task begins with walking to a wrong thing."""
 
     def __post_init__(self) -> None:
