@@ -201,7 +201,7 @@ def test_what_walls_hide_is_black() -> None:
 def test_unknown_views_and_levels_are_refused() -> None:
     with pytest.raises(UnknownName, match="agent, full"):
         BabyAI(views=("top",))
-    with pytest.raises(UnknownName, match="four-rooms, one-room, two-rooms"):
+    with pytest.raises(UnknownName, match="four-rooms, one-room, small, two-rooms"):
         World("castle", 0, 1)
     with pytest.raises(EnvironmentFailed, match="at least one sub-task"):
         World("one-room", 0, 0)

@@ -39,7 +39,7 @@ def gradient(algorithm: IQL, batch: Batch) -> dict[str, Tensor]:
 
 
 def test_losses_are_the_three_equations() -> None:
-    config = IQL.Config(network=SMALL, discount=0.5, expectile=0.7, inverse_temperature=3.0)
+    config = IQL.Config(network=SMALL, discount=0.5, expectile=0.7, inverse_temperature=3.0, largest_return=4.0)
     algorithm, batch = learner(config)
     algorithm.update(batch)  # so that the target differs from the online critics
     with torch.no_grad():
@@ -50,11 +50,11 @@ def test_losses_are_the_three_equations() -> None:
         target = [critic(target_features) for critic in algorithm._target.heads]
         log_policy = algorithm.policy.head(features).log_softmax(-1)
     losses = algorithm.losses(batch)
-    largest_return = 2.0  # of 0.1, ?, 0, 2, from its last transition
+    scale = 4.0 / 2.0  # the largest return of 0.1, ?, 0, 2 is that of its last transition
     for row in torch.nonzero(batch.known).flatten().tolist():
         action, ends = batch.action[row], bool(batch.terminal[row])
         lower = min(target[0][row, action], target[1][row, action])
-        goal = batch.reward[row] / largest_return + (0.0 if ends else 0.5 * value[row + 1])
+        goal = scale * batch.reward[row] + (0.0 if ends else 0.5 * value[row + 1])
         error = lower - value[row]
         assert_close(losses["value_loss"][row], (0.7 if error > 0 else 0.3) * error**2)
         assert_close(losses["critic_loss"][row], (online[0][row, action] - goal) ** 2 + (online[1][row, action] - goal) ** 2)
@@ -111,10 +111,10 @@ def test_the_target_follows_slowly() -> None:
 def test_values_find_the_discounted_return_of_a_known_episode() -> None:
     """Rewards 0, 0, 0, 1 with γ = 0.5 are worth 1/8, 1/4, 1/2, 1: with one action each the critics have nothing else to learn."""
     data = Transitions.build(MemoryDataset([MemoryEpisode(4)], size=8), {(0, 0): np.array([0, 0, 0, 1], np.float32)})
-    config = IQL.Config(network=SMALL, optimiser=FAST, discount=0.5, target_rate=0.1)
-    algorithm = IQL(data, config, seed=0, updates=120)
+    config = IQL.Config(network=SMALL, optimiser=FAST, discount=0.5, target_rate=0.3, largest_return=1.0)
+    algorithm = IQL(data, config, seed=0, updates=200)
     batch = collate(data, [Chunk(0, 0, 4)])
-    for _ in range(120):
+    for _ in range(200):
         algorithm.update(batch)
     with torch.no_grad():
         features, _ = algorithm.policy.trunk(batch.rows)

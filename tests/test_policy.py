@@ -19,15 +19,12 @@ from guerdon.training.policy import Policy, load_policy, network_for, read_tenso
 from guerdon.transitions import ObservationSpec, Rows, Vocabulary
 
 SPEC = ObservationSpec({"full": (16, 24)}, ("left", "right", "forward"), Vocabulary.of(["go to the red ball, then to the blue key"]))
-RANDOM = np.random.default_rng(0)
-FRAMES = RANDOM.integers(0, 256, (12, 16, 24, 3), dtype=np.uint8)
+FRAMES = np.random.default_rng(0).integers(0, 256, (12, 16, 24, 3), dtype=np.uint8)
 
 
 def new_network() -> PolicyNetwork:
     with seeded(1):
-        network = network_for(SPEC, PolicyNetwork.Config(channels=8, width=16))
-        torch.nn.init.normal_(network.head[-1].weight, std=3.0)  # so that actions differ from picture to picture
-    return network
+        return network_for(SPEC, PolicyNetwork.Config(channels=8, width=16))
 
 
 @pytest.fixture
@@ -49,8 +46,11 @@ def test_three_lines_are_enough(folder: Path) -> None:
     assert policy.step({"full": FRAMES[0]}) == action
 
 
-def test_acting_step_by_step_equals_the_whole_sequence(folder: Path) -> None:
-    policy = load_policy(folder)
+def test_acting_step_by_step_equals_the_whole_sequence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(folder, sample=True)  # samples, so that previous actions differ
+    seen: list[torch.Tensor] = []
+    choose = policy._choose
+    monkeypatch.setattr(policy, "_choose", lambda logits: (seen.append(logits), choose(logits))[1])
     policy.start("go to the blue key")
     actions = [policy.step(frame) for frame in FRAMES]
     assert len(set(actions)) > 1
@@ -64,26 +64,35 @@ def test_acting_step_by_step_equals_the_whole_sequence(folder: Path) -> None:
     network = new_network().eval()
     with torch.no_grad():
         features, memory = network.trunk(rows)
-        logits = network.head(features)
-    assert logits.argmax(-1).tolist() == actions
+        assert_close(torch.cat(seen), network.head(features))
     assert_close(policy._memory, memory)
+
+
+def test_the_likeliest_action_is_taken(folder: Path) -> None:
+    policy = load_policy(folder)
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    assert policy._choose(logits).tolist() == [1, 0]
 
 
 def test_slots_do_not_disturb_one_another(folder: Path) -> None:
     instructions = ("go to the red ball", "go to the blue key", "then")
+    steps = (6, 3, 6)  # the second slot ends early
     alone = []
     for slot, text in enumerate(instructions):
         policy = load_policy(folder)
         policy.start(text)
-        alone.append([policy.step(frame) for frame in FRAMES[slot : slot + 6]])
+        actions = [policy.step(frame) for frame in FRAMES[slot : slot + steps[slot]]]
+        alone.append((actions, policy._memory[0]))
     together = load_policy(folder)
     together.reset(tasks(*instructions))
     for step in range(6):
-        active = np.array([True, step < 3, True])  # the second slot ends early
-        actions = together.act({"full": FRAMES[[step, step + 1, step + 2]]}, active)
-        assert actions.shape == (3,)
-        for slot in np.flatnonzero(active):
-            assert actions[slot] == alone[slot][step]
+        active = np.array([step < count for count in steps])
+        actions_now = together.act({"full": FRAMES[[step, step + 1, step + 2]]}, active)
+        assert actions_now.shape == (3,)
+        assert all(actions_now[slot] == alone[slot][0][step] for slot in np.flatnonzero(active))
+    for slot, (_, memory) in enumerate(alone):
+        assert_close(together._memory[slot], memory)
+    assert not torch.allclose(together._memory[0], together._memory[2])
 
 
 def test_sampling_repeats_with_its_seed(folder: Path) -> None:

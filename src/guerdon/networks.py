@@ -182,7 +182,8 @@ class Memory(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.notice = nn.Linear(width, width)
-        self.noticed = nn.Linear(width, width)
+        self.noticed = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.noticed.weight)  # the recurrent network begins undisturbed
         self.recurrent = nn.GRU(width, width, batch_first=True)
 
     def forward(self, seen: Tensor, lengths: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -196,7 +197,7 @@ class Memory(nn.Module):
         before = seen.new_zeros(len(seen), 2 * seen.shape[2]) if memory is None else memory
         latched, state = before.chunk(2, 1)
         latch = torch.maximum(F.relu(self.notice(seen)).cummax(1).values, latched[:, None])
-        states, _ = self.recurrent(seen + F.relu(self.noticed(latch)), state[None].contiguous())
+        states, _ = self.recurrent(seen + self.noticed(latch), state[None].contiguous())
         history = torch.cat([before[:, None], torch.cat([latch, states], 2)], 1)
         return states, history[torch.arange(len(seen), device=seen.device), lengths]
 

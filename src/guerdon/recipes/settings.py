@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, get_args, get_type_hints
 
 Parameters = ParamSpec("Parameters")
 Settings = TypeVar("Settings")
@@ -25,7 +25,14 @@ class Command(Generic[Parameters, Settings, Result]):
         self.__name__, self.__module__ = function.__name__, function.__module__
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return self._function(self._config(*args, **kwargs))
+        paths = self._path_names()
+        given: Any = {name: Path(value) if name in paths and isinstance(value, str) else value for name, value in kwargs.items()}
+        return self._function(self._config(*args, **given))
+
+    def _path_names(self) -> set[str]:
+        """Settings that are paths; in a Python call they may be given as text."""
+        hints = get_type_hints(self._config)
+        return {name for name, hint in hints.items() if Path in (hint, *get_args(hint))}
 
     def of(self, config: Settings) -> Result:
         """Runs with settings that are already a Config."""
