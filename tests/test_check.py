@@ -145,7 +145,7 @@ def test_long_lists_are_cut_short_and_cures_are_written_once() -> None:
     assert "error (no-instruction), 5 times:" in text
     assert text.count("has no words") == 2
     assert "  ... and 3 more" in text
-    assert text.count("-> Give the option instruction") == 1
+    assert text.count("-> Give one with --instruction") == 1
 
 
 def test_pictures_of_several_sizes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

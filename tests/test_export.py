@@ -35,8 +35,10 @@ def make_run(folder: Path, data: Path, values: dict[tuple[int, int], Any], **opt
     run.finish(labels, Manifest({"method": "rg-vlm", "vlm": ["scripted"]}, {"dataset": dataset.fingerprint}))
     part = run.part("rewards", "both").with_suffix(".parquet")
     metadata = {"expression": "0.1 * rg_vlm", "labels": {"rg_vlm": "s256:ab"}, "dataset": dataset.fingerprint}
-    RewardColumn({key: np.asarray(array, np.float32) for key, array in values.items()}, metadata).write(part)
-    run.finish(part, Manifest({"expression": "0.1 * rg_vlm"}, {"dataset": dataset.fingerprint, "labels/rg_vlm": "s256:ab"}))
+    column = RewardColumn({key: np.asarray(array, np.float32) for key, array in values.items()}, metadata)
+    column.write(part)
+    inputs = {"dataset": dataset.fingerprint, "labels/rg_vlm": "s256:ab"}
+    run.finish(part, Manifest({"expression": "0.1 * rg_vlm"}, inputs, {"fingerprint": column.fingerprint}))
     return folder
 
 

@@ -63,6 +63,7 @@ def test_losses_are_the_three_equations() -> None:
 
 def test_the_first_action_of_a_window_matters() -> None:
     algorithm, batch = learner()
+    algorithm.update(batch)  # before which all actions are worth the same
     features, _ = algorithm.policy.trunk(batch.rows)
     other = batch.action.clone()
     other[0] = (other[0] + 1) % 3

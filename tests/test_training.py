@@ -223,8 +223,7 @@ class Oracle(Actor):
 
 
 def test_the_learning_test_measures_ways() -> None:
-    random = np.random.default_rng(0)
-    rooms = [learning_test.Room.random(random) for _ in range(30)]
+    rooms = learning_test.draw_rooms(30, 0, "tasks")
     assert learning_test.measure(Oracle(rooms), rooms) == learning_test.Outcome(1.0, 1.0)
     dithering = learning_test.measure(Oracle(rooms, dithering=4), rooms)
     assert dithering.completed == 1.0

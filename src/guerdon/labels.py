@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,13 +65,12 @@ class LabelSet:
         for name in ("rationale", "instruction"):
             columns[name] = [_storable(text) for text in columns[name]]
         table = pa.table(columns, schema=_SCHEMA)
-        with writing(path) as temporary:
-            pq.write_table(table.replace_schema_metadata({_METADATA_KEY: canonical_json(dict(self.metadata))}), temporary)
+        write_table(path, table, self.metadata)
 
     @classmethod
     def read(cls, path: Path) -> LabelSet:
         """Reads what `write` wrote. Raises RunError for a missing, damaged or foreign file."""
-        table, metadata = read_table(path, "label set")
+        table, metadata = read_table(path, "label set", _SCHEMA)
         rows = ({name: value for name, value in row.items() if name in _FIELDS} for row in table.to_pylist())
         try:
             return cls([_label(row) for row in rows], metadata)
@@ -90,18 +89,27 @@ class LabelSet:
         return sum(label.state in STATES_WITH_VALUE for label in self.labels) / len(self.labels)
 
 
-def read_table(path: Path, what: str) -> tuple[pa.Table, dict[str, Any]]:
-    """A Parquet file of this package and its metadata. Raises RunError for a missing, damaged or foreign file."""
+def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Writes a Parquet file of this package, whole or not at all. Raises WriteFailed."""
+    described = table.replace_schema_metadata({_METADATA_KEY: canonical_json(dict(metadata))})
+    with writing(path) as temporary, temporary.open("wb") as file:  # opened here, because Arrow takes no path that is not UTF-8
+        pq.write_table(described, file)
+
+
+def read_table(path: Path, what: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
+    """A Parquet file of this package, with the columns of `schema`, and its metadata. Raises RunError for a missing, damaged or foreign
+    file."""
     if not path.is_file():
         raise RunError(f"there is no such {what}", where=str(path))
     try:
-        table = pq.read_table(path)
-        metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-    except KeyError:
-        raise RunError(f"is a Parquet file, but no {what} of guerdon", where=str(path)) from None
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, "null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(f"cannot be read as a {what} ({type(error).__name__})", where=str(path), cure="Make it again.") from error
-    return table, cast(dict[str, Any], metadata)
+    if not isinstance(metadata, dict) or not table.schema.equals(schema):
+        raise RunError(f"is a Parquet file, but no {what} of guerdon", where=str(path), cure="Make it again.")
+    return table, metadata
 
 
 def transition_values(

@@ -68,6 +68,12 @@ def head(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
 
 
+def scale_gradient(features: Tensor, share: float) -> Tensor:
+    """`features` unchanged, of whose gradient `share` goes on to where they come from."""
+    fixed = features.detach()
+    return fixed + share * (features - fixed)
+
+
 @dataclass(frozen=True)
 class Words:
     """Instructions as the network reads them."""

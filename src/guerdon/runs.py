@@ -33,6 +33,14 @@ from guerdon.errors import RunError, StaleInput, WriteFailed
 
 FORMAT = 1
 
+_CANNOT_WRITE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""What goes wrong with a disk, or with a path that leads through a file."""
+_UNFINISHED = ".part"
+"""Ending of temporary names; a killed process may leave one behind."""
+
 
 def package_version() -> str:
     """Version of the installed package, or "unknown" in a source tree that is not installed."""
@@ -58,13 +66,13 @@ def writing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)) / path.name
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)) / path.name
         yield temporary
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+        if error.errno in _CANNOT_WRITE:
             cure = "Free some space or choose another folder, then run the same command again."
             raise WriteFailed(f"cannot write: {os.strerror(error.errno)}", where=str(path), cure=cure) from error
         raise
@@ -124,14 +132,18 @@ class Run:
     """
 
     def __init__(self, path: Path) -> None:
-        record = read_json(path / "run.json")
+        record = _mapping(path / "run.json")
         if record.get("format") != FORMAT:
             cure = "Use the version of guerdon that made it, or a new folder."
             raise RunError(f"is a run folder of format {record.get('format')}, this version reads {FORMAT}", where=str(path), cure=cure)
+        dataset = record["dataset"] if isinstance(record.get("dataset"), dict) else {}
+        named = all(isinstance(dataset.get(key), str) for key in ("path", "fingerprint"))
+        if not named or not isinstance(dataset.get("options", {}), dict):
+            raise RunError("does not say which dataset the run is about", where=str(path / "run.json"), cure="Begin a new run folder.")
         self.path = path
-        self.dataset_path = Path(record["dataset"]["path"])
-        self.dataset_fingerprint: str = record["dataset"]["fingerprint"]
-        self.dataset_options: dict[str, Any] = record["dataset"].get("options", {})
+        self.dataset_path = Path(dataset["path"])
+        self.dataset_fingerprint: str = dataset["fingerprint"]
+        self.dataset_options: dict[str, Any] = dataset.get("options", {})
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -151,12 +163,15 @@ class Run:
         """
         path = Path(path)
         if not (path / "run.json").is_file():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(found.suffix != _UNFINISHED for found in path.iterdir())):
                 raise RunError("exists and is not a run folder", where=str(path), cure="Choose a new folder for --run.")
             dataset = {"path": os.path.abspath(dataset_path), "fingerprint": fingerprint, "options": dict(options or {})}
             write_json(path / "run.json", {"format": FORMAT, "dataset": dataset})
         run = cls(path)
         if run.dataset_fingerprint != fingerprint:
+            if run.dataset_options != dict(options or {}) and run.dataset_path == Path(os.path.abspath(dataset_path)):
+                what = f"was begun with the settings {_shown(run.dataset_options)} of its dataset, not with {_shown(options or {})}"
+                raise RunError(what, where=str(path), cure="Give the same settings again, or choose another folder for --run.")
             theirs = f"{run.dataset_path}, {run.dataset_fingerprint[:17]}"
             what = f"belongs to another dataset ({theirs}), not to {dataset_path} ({fingerprint[:17]})"
             cure = "Choose another folder for --run; if the dataset itself was changed, its labels no longer fit it."
@@ -181,17 +196,35 @@ class Run:
         path = self.manifest_path(part)
         return read_json(path) if path.is_file() else None
 
+    def holds(self, part: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+        """Whether a part is finished and was made from just these settings and inputs, so that it need not be made again."""
+        manifest = self.manifest(part)
+        return isinstance(manifest, dict) and (manifest.get("config"), manifest.get("inputs")) == (dict(config), dict(inputs))
+
     def require(self, part: Path, inputs: Mapping[str, str]) -> dict[str, Any]:
         """The manifest of a finished part that was made from `inputs`.
 
         Raises:
-            RunError: if the part is not there.
+            RunError: if the part is not there, or its manifest is damaged.
             StaleInput: if it was made from other inputs.
         """
-        manifest = self.manifest(part)
-        if manifest is None:
-            raise RunError("is not there or not finished", where=str(part))
+        if not self.manifest_path(part).is_file():
+            raise RunError("is not there or not finished", where=str(part), cure="Make it again.")
+        manifest = _mapping(self.manifest_path(part), "config", "inputs", "results")
         for name, fingerprint in inputs.items():
             if manifest["inputs"].get(name) != fingerprint:
-                raise StaleInput(f"was made from another {name}", where=str(part), cure="Make it again, or use a new run folder.")
+                what = f"was made from another {name} than there is now"
+                raise StaleInput(what, where=str(part), cure="Make it again, or use a new run folder.")
         return manifest
+
+
+def _mapping(path: Path, *sections: str) -> dict[str, Any]:
+    """A JSON file of this package: an object, with `sections` that are objects. Raises RunError."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in sections):
+        raise RunError("does not hold what it should", where=str(path), cure="Delete it and make this part again.")
+    return record
+
+
+def _shown(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in sorted(options.items())) or "(none)"

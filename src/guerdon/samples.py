@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from guerdon.errors import UsageError
+from guerdon.errors import DatasetError, UsageError
 from guerdon.interfaces import Dataset
 from guerdon.records import Annotation, EpisodeInfo, Frames, Sample, Segment, Span
 
@@ -89,12 +89,15 @@ class Selection:
 
 
 def survey(dataset: Dataset, config: Config | None = None) -> Selection:
-    """Counts what `select` yields and names the episodes it leaves out. Raises as `select` does."""
+    """Counts what `select` yields and names the episodes it leaves out. Reads all that `select` reads, and raises as it does: what is wrong
+    with a dataset is said before the first question is paid for."""
     config = config or Config()
+    _views(dataset, config)
     samples = transitions = 0
     chosen, empty, without_spans = 0, [], []
     for info in _episodes(dataset, config):
-        cuts = list(_cuts(info, config))
+        cuts = list(_cuts(dataset, info, config))
+        _action_names(dataset, info)
         samples += len(cuts)
         covered = {(annotation, step) for annotation, _, start, stop in cuts for step in range(start, stop)}
         transitions += len(covered)
@@ -111,13 +114,13 @@ def select(dataset: Dataset, config: Config | None = None) -> Iterator[Sample]:
 
     Raises:
         UsageError: for views or episodes that the dataset does not have.
-        DatasetError: when it meets damaged data.
+        DatasetError: when it meets damaged data, or an instruction without words.
     """
     config = config or Config()
     views = _views(dataset, config)
     for info in _episodes(dataset, config):
-        names = action_texts(dataset.actions(info.index), dataset.action_names) if info.length else ()
-        for annotation, text, start, stop in _cuts(info, config):
+        names = _action_names(dataset, info)
+        for annotation, text, start, stop in _cuts(dataset, info, config):
             yield Sample(
                 segment=Segment(info.index, start, stop, views),
                 instruction=text,
@@ -159,11 +162,18 @@ def _episodes(dataset: Dataset, config: Config) -> Iterator[EpisodeInfo]:
     return (dataset.episode(index) for index in sorted(set(chosen)))
 
 
-def _cuts(info: EpisodeInfo, config: Config) -> Iterator[tuple[int, str, int, int]]:
+def _action_names(dataset: Dataset, info: EpisodeInfo) -> tuple[str, ...]:
+    return action_texts(dataset.actions(info.index), dataset.action_names) if info.length else ()
+
+
+def _cuts(dataset: Dataset, info: EpisodeInfo, config: Config) -> Iterator[tuple[int, str, int, int]]:
     """(annotation, words, start, stop) of every window of an episode."""
     annotations = info.annotations[:1] if config.annotations == "first" else info.annotations
     for number, annotation in enumerate(annotations):
         for span in _spans(info, annotation, config):
+            if not span.text.strip():
+                cure = "Give one with --instruction, name another text with --instruction-key, or choose other --episodes."
+                raise DatasetError("its instruction has no words", where=f"{dataset.path}, episode {info.index}", cure=cure)
             for start, stop in windows(span.stop - span.start, config.window, config.step, config.min_tail):
                 yield number, span.text, span.start + start, span.start + stop
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from guerdon.interfaces import Algorithm
 from guerdon.losses import advantage_weight, expectile_loss, masked_mean, temporal_difference_target, weighted_cloning_loss
-from guerdon.networks import Optimiser, PolicyNetwork, Sequences, Trunk, head, seeded
+from guerdon.networks import Optimiser, PolicyNetwork, Sequences, Trunk, head, scale_gradient, seeded
 from guerdon.transitions import Batch, Transitions
 
 
@@ -59,8 +59,10 @@ class _Critics(nn.Module):
 
 
 def _begin_at(value: float, estimate: nn.Module) -> None:
-    """Lets a fresh head give about `value` for everything, so that no updates are spent on finding the mean."""
-    *_, (_, bias) = estimate.named_parameters()
+    """Lets a fresh head give `value` for every state and action, so that no updates are spent on finding the mean, and none on unlearning
+    differences between actions that mean nothing."""
+    *_, weight, bias = estimate.parameters()
+    nn.init.zeros_(weight)
     nn.init.constant_(bias, value)
 
 
@@ -85,6 +87,8 @@ class IQL(Algorithm):
         """κ: share of the online weights that the target takes over at each update."""
         largest_return: float = 10.0
         """Rewards are scaled so that the largest discounted return in the data is this."""
+        critic_share: float = 0.3
+        """Share of the gradient of value and critics that reaches the trunk; the rest is the policy's to shape."""
         network: PolicyNetwork.Config = field(default_factory=PolicyNetwork.Config)
         """The network of policy, value and critics."""
         optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
@@ -111,10 +115,11 @@ class IQL(Algorithm):
         c = self.config
         features, _ = self.policy.trunk(batch.rows, self.policy.trunk.remember(batch.prefix))
         target_q = self._target.lower(batch.rows, batch.prefix, batch.action)
-        value = self._value(features).squeeze(-1)
+        judged = scale_gradient(features, c.critic_share)
+        value = self._value(judged).squeeze(-1)
         next_value = value.detach().roll(-1)
         goal = temporal_difference_target(self._reward_scale * batch.reward, next_value, batch.terminal, c.discount)
-        first, second = self._critics.values(features, batch.action)
+        first, second = self._critics.values(judged, batch.action)
         weight = advantage_weight(target_q - value, c.inverse_temperature, c.weight_ceiling)
         return {
             "value_loss": expectile_loss(target_q - value, c.expectile),

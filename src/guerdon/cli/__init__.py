@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from guerdon.runs import package_version
 
 _ORDER = ("demo", "collect", "check", "label", "reward", "export", "train", "evaluate", "report")
 _STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED = 1, 2, 130
+_NARROWEST = 20
+"""Columns that help and tables are laid out for at least; in a few columns the layout of help would never end."""
 
 
 def commands() -> dict[str, str]:
@@ -30,8 +34,11 @@ def commands() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 1 failure, 2 wrong use, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_output()
     try:
-        return _run(words)
+        status = _run(words)
+        print(end="", flush=True)
+        return status
     except UsageError as error:
         return _complain(error, _STATUS_USAGE)
     except GuerdonError as error:
@@ -40,8 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted; what was finished is saved, the same command goes on from there", file=sys.stderr)
         return _STATUS_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return _STATUS_FAILED
+    except OSError as error:  # a disk that is full or gone, a file that may not be read
+        if error.filename is None:
+            _discard_output()
+        what = os.strerror(error.errno) if error.errno else str(error)
+        return _complain(GuerdonError(what, where=str(error.filename or "")), _STATUS_FAILED)
+
+
+def _prepare_output() -> None:
+    """Makes sure that no text fails to be printed: characters that the output cannot hold are replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+
+
+def _discard_output() -> None:
+    """Lets what is still to be printed go nowhere, so that Python does not stumble over it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from guerdon.rewards.check import Finding
 
 if TYPE_CHECKING:
-    from guerdon.evaluation.statistics import Summary
+    from guerdon.evaluation.statistics import Estimate
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -33,29 +33,24 @@ def text(value: object) -> str:
 
 
 def returns(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Prints the share of the task completed by each arm: interquartile mean with its 95 % interval, for each start."""
+    """Prints the share of the task completed by each arm from each start: mean, and interquartile mean with its 95 % interval."""
     from guerdon.evaluation.statistics import summarise
 
-    groups = (("fixed", "seen", "recorded start"), ("randomised", "seen", "other start"), ("fixed", "held-out", "held-out words"))
-    whole = {(s.arm, s.start, s.wording): s for s in summarise(rows) if s.length is None}
-    arms = sorted({arm for arm, _, _ in whole}, key=lambda arm: _mean_of(whole.get((arm, "fixed", "seen"))))
+    groups = {("fixed", "seen"): "recorded start", ("randomised", "seen"): "other start", ("fixed", "held-out"): "held-out words"}
+    whole = [summary for summary in summarise(rows) if summary.length is None and (summary.start, summary.wording) in groups]
+    order = list(groups)
     table(
-        ("arm", *(title for _, _, title in groups)),
-        [(arm, *(_interval(whole.get((arm, start, wording))) for start, wording, _ in groups)) for arm in arms],
-        title="Share of the task completed: interquartile mean [95 % interval] and mean",
+        ("tasks", "arm", "mean", "interquartile mean", "95 % interval"),
+        [
+            (groups[each.start, each.wording], each.arm, f"{each.mean.value:.2f}", f"{each.iqm.value:.2f}", _interval(each.iqm))
+            for each in sorted(whole, key=lambda each: (order.index((each.start, each.wording)), each.mean.value))
+        ],
+        title="Share of the task completed",
     )
 
 
-def _mean_of(summary: Summary | None) -> float:
-    return summary.mean.value if summary else -1.0
-
-
-def _interval(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    iqm = summary.iqm
-    interval = "" if iqm.low is None or iqm.high is None else f" [{iqm.low:.2f}, {iqm.high:.2f}]"
-    return f"{iqm.value:.2f}{interval} {summary.mean.value:.2f}"
+def _interval(estimate: Estimate) -> str:
+    return "-" if estimate.low is None or estimate.high is None else f"{estimate.low:.2f} to {estimate.high:.2f}"
 
 
 def findings(found: Iterable[Finding]) -> None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from guerdon import discover, samples
 from guerdon.cli import _show
-from guerdon.cli._parse import parse, value_of_flag, values_of_flag
+from guerdon.cli._parse import all_chosen, chosen, parse
 from guerdon.recipes import label
 
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon label DATASET --method METHOD --vlm RATER --run RUN`. The exit status is 1 if coverage stays below --min-coverage."""
-    method = value_of_flag("--method", arguments)[0] or label.Config.method
-    specs = values_of_flag("--vlm", arguments, label.Config.vlm)
+    method = chosen("method", arguments, label.Config.method)
+    specs = all_chosen("vlm", arguments, label.Config.vlm)
     providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
     sections = {"_settings": label.Config, "_sampling": samples.Config}
     things = {"_method": discover.load("methods", method)} | {name: discover.load("providers", name) for name in providers}
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     labelled = label.label.of(config)
     _tell(labelled)
     if not labelled.complete:
-        print(f"coverage {labelled.labels.coverage:.1%} is below --min-coverage {config.min_coverage:.1%}; the same command tries again")
+        print(f"coverage {labelled.labels.coverage:.1%} is below --min-coverage {config.min_coverage:.1%}")
+        print("The same command asks again what failed in passing; with --retry-failed also what was refused.")
     return 0 if labelled.complete else 1
 
 

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from guerdon import discover
-from guerdon.cli._parse import parse, value_of_flag
+from guerdon.cli._parse import chosen, parse
 from guerdon.recipes import train
 
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon train RUN --rewards NAME [NAME ...] --seeds 3`."""
-    algorithm = value_of_flag("--algorithm", arguments)[0] or train.Config.algorithm
+    algorithm = chosen("algorithm", arguments, train.Config.algorithm)
     settings_of = discover.load("algorithms", algorithm).Config
     from guerdon.training import offline  # after the line above, which names the extra if torch is not installed
 
     sections = {"_settings": train.Config, "_loop": offline.Config, algorithm: settings_of}
     parsed = parse("train", __doc__ or "", sections, arguments)
-    chosen = {"loop_settings": parsed["_loop"], "algorithm_settings": parsed[algorithm]}
-    folders = train.train.of(replace(parsed["_settings"], **chosen))
-    for folder in folders:
+    config = replace(parsed["_settings"], loop_settings=parsed["_loop"], algorithm_settings=parsed[algorithm])
+    for folder in train.train.of(config):
         print(f"written: {folder}")
     return 0

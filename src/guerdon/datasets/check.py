@@ -211,7 +211,7 @@ def _check_annotation(dataset: Dataset, info: EpisodeInfo, annotation: Annotatio
     texts = [("instruction", annotation.instruction), *((f"sub-task [{s.start}, {s.stop})", s.text) for s in annotation.spans)]
     for noun, text in texts:
         if not text.strip():
-            cure = "Give the option instruction, or name another text with instruction_key."
+            cure = "Give one with --instruction, or name another text with --instruction-key."
             yield Problem("error", "no-instruction", f"its {noun} has no words", where, cure, info.index)
     reached = 0
     for span in sorted(annotation.spans, key=lambda span: (span.start, span.stop)):

@@ -243,7 +243,7 @@ class MinariDataset(Dataset):
         if not match:
             there = ", ".join(name.replace("/", ".") for name in texts) or "none"
             asked = f"under '{self._options.instruction_key}'" if self._options.instruction_key else "in observations, infos or metadata"
-            cure = "Say which text it is with the option instruction_key, or give one for all episodes with the option instruction."
+            cure = "Say which text it is with --instruction-key, or give one for all episodes with --instruction."
             raise DatasetError(f"has no instruction {asked}; texts found: {there}", where=self._storage.where(example), cure=cure)
         return match[0]
 
@@ -317,7 +317,7 @@ class MinariDataset(Dataset):
         if self._words is not None:
             return (Annotation(self._recorded_words(index, self._words, metadata)),), recorded
         if not ours.get("annotations"):
-            raise DatasetError("has no annotation", where=self._storage.where(index), cure="Give the option instruction.")
+            raise DatasetError("has no annotation", where=self._storage.where(index), cure="Give one with --instruction.")
         annotations = tuple(
             Annotation(str(a["instruction"]), tuple(Span(int(start), int(stop), str(text)) for start, stop, text in a["spans"]))
             for a in ours["annotations"]
@@ -333,12 +333,13 @@ class MinariDataset(Dataset):
             array = self._storage.array(index, source)
             texts = texts_of(array) if array is not None and is_text(array) else []
         if not texts:
-            raise DatasetError(f"has no instruction under '{key}'", where=where, cure="Give the option instruction or instruction_key.")
+            cure = "Give one with --instruction, or name another text with --instruction-key."
+            raise DatasetError(f"has no instruction under '{key}'", where=where, cure=cure)
         # Infos may be empty until the first step has been made.
         spoken = [(step, text) for step, text in enumerate(texts) if text] or [(0, "")]
         for step, text in spoken:
             if text != spoken[0][1]:
-                cure = "Name a text that stays the same with the option instruction_key, or give one with the option instruction."
+                cure = "Name a text that stays the same with --instruction-key, or give one with --instruction."
                 raise DatasetError(f"the instruction in '{key}' changes to {text!r}", where=self._storage.where(index, step), cure=cure)
         return spoken[0][1]
 

@@ -89,7 +89,7 @@ class TaskList:
             RunError: if the file is missing, damaged, of another format, or was changed after it was saved.
         """
         record = read_json(path)
-        cure = "Make the list again from its dataset."
+        cure = "Delete it and the evaluations beside it, then evaluate again."
         try:
             if record["format"] != FORMAT:
                 raise RunError(f"is a list of tasks of format {record['format']}, this version reads {FORMAT}", where=str(path), cure=cure)
@@ -132,13 +132,18 @@ def task_list(dataset: Dataset, *, lengths: Sequence[int], per_length: int, seed
     return TaskList(tuple(task for task, _ in variants), {task.id: episode for task, episode in variants}, dataset.fingerprint)
 
 
+def recorded_lengths(dataset: Dataset) -> tuple[int, ...]:
+    """Numbers of sub-tasks of the tasks in a dataset, ascending. Raises DatasetError if it was not recorded in an environment of ours."""
+    return tuple(sorted({task.length for task, _ in _recorded_tasks(dataset)}))
+
+
 def _recorded_tasks(dataset: Dataset) -> list[tuple[Task, int]]:
     """The tasks of a dataset, each with its first episode, in order of recording."""
     found: dict[str, tuple[Task, int]] = {}
     for episode in dataset.episodes():
         try:
             task = Task.from_record(episode.metadata["task"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             what = "its metadata name no task, so it cannot be set again to a policy"
             cure = "Policies can be evaluated on data from `guerdon collect`."
             raise DatasetError(what, where=f"{dataset.path}, episode {episode.index}", cure=cure) from None

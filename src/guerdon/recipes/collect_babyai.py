@@ -33,6 +33,8 @@ from guerdon.seeding import generator, stream_seed
 Progress = Callable[[int, int], None]
 """Told after each demonstration: how many are done, of how many."""
 
+COLLECTION = "collection.json"
+"""What was asked for and recorded, in the dataset's folder."""
 _ATTEMPTS = 50
 """Tries for a seed that gives a task that can be carried out, and for a demonstration that reaches its goal."""
 _STEPS_PER_CLAUSE = 200
@@ -113,7 +115,7 @@ def collect_babyai(config: Config, *, progress: Progress | None = None) -> Path:
         description=f"Demonstrations with detours in BabyAI {config.level}, {config.lengths[0]} to {config.lengths[1]} sub-tasks",
     )
     recorded_with = {key: value for key, value in asdict(config).items() if key != "out"}
-    write_json(config.out / "collection.json", {"config": recorded_with, "lengths": tally.rows()})
+    write_json(config.out / COLLECTION, {"config": recorded_with, "lengths": tally.rows()})
     return config.out
 
 

@@ -1,4 +1,5 @@
-"""The dataset of a command or of a run folder, and the settings that choose what is read from it."""
+"""The dataset of a command or of a run folder, the settings that choose what is read from it, and the run's parts that others are made
+from: label sets and reward columns, each held against its manifest."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from guerdon.datasets import open_dataset
-from guerdon.errors import StaleInput
+from guerdon.errors import RunError, StaleInput
 from guerdon.interfaces import Dataset
+from guerdon.labels import LabelSet
+from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Run
 
 
@@ -51,3 +54,35 @@ def dataset_of(run: Run) -> Dataset:
         cure = "Its labels no longer fit it: begin a new run folder, or put the old dataset back."
         raise StaleInput(f"has changed since the run {run.path} was begun", where=str(run.dataset_path), cure=cure)
     return dataset
+
+
+def label_set_of(run: Run, name: str) -> LabelSet:
+    """A label set of a run. Raises RunError if it is not there, damaged or not what its manifest says, StaleInput if it is about other
+    data."""
+    path = _part(run, "labels", name, kind="label set", cure="(sparse, original and oracle need none.)")
+    labels = LabelSet.read(path)
+    _refuse_changed(run, path, labels.fingerprint)
+    return labels
+
+
+def rewards_of(run: Run, name: str) -> RewardColumn:
+    """A reward column of a run. Raises as `label_set_of` does."""
+    path = _part(run, "rewards", name, kind="reward column", cure=f"Make one with: guerdon reward {run.path} --name {name}")
+    column = RewardColumn.read(path)
+    _refuse_changed(run, path, column.fingerprint)
+    return column
+
+
+def _part(run: Run, folder: str, name: str, *, kind: str, cure: str) -> Path:
+    there = {path.stem: path for path in (run.path / folder).glob("*.parquet")}
+    if name not in there:
+        known = ", ".join(sorted(there)) or "none yet"
+        raise RunError(f"no {kind} is called '{name}'", where=str(run.path), cure=f"There are: {known}. {cure}")
+    return there[name]
+
+
+def _refuse_changed(run: Run, path: Path, fingerprint: str) -> None:
+    """Raises RunError if what was read is not what was written: by another program, by a damaged disk, or by a write that was cut short."""
+    manifest = run.require(path, {"dataset": run.dataset_fingerprint})
+    if manifest["results"].get("fingerprint") != fingerprint:
+        raise RunError("is not what its manifest says: it was changed or damaged", where=str(path), cure="Make it again.")

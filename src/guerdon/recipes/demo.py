@@ -12,17 +12,18 @@ from typing import Any
 from tyro.conf import Suppress
 
 from guerdon.datasets.check import check, render
-from guerdon.errors import UsageError
+from guerdon.errors import RunError, UsageError
+from guerdon.recipes.collect_babyai import COLLECTION, collect_babyai
 from guerdon.recipes.collect_babyai import Config as CollectConfig
-from guerdon.recipes.collect_babyai import collect_babyai
 from guerdon.recipes.data import DataOptions, open_data
 from guerdon.recipes.evaluate import evaluate
 from guerdon.recipes.label import Labelled, label
 from guerdon.recipes.progress import progress_bar
 from guerdon.recipes.reward import reward
-from guerdon.recipes.settings import callable_with_settings
+from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.recipes.train import Config as TrainConfig
 from guerdon.recipes.train import jobs_of, train_jobs
+from guerdon.runs import read_json
 
 ARMS = {"sparse": "sparse", "rg_vlm": "rg_vlm", "both": "0.1 * rg_vlm + sparse"}
 """Arm -> the reward it learns from: RG-VLM's comparison and ablation."""
@@ -38,15 +39,15 @@ class Config:
     """Who is asked; the default is a script that reads the simulator's ground truth and makes mistakes, not a model."""
     level: str = "small"
     """Family of worlds: small, one-room, two-rooms or four-rooms."""
-    tasks: int = 24
+    tasks: int = 15
     """Different layouts with instructions of 1 to 3 sub-tasks."""
-    demonstrations: int = 8
+    demonstrations: int = 10
     """Demonstrations of each."""
     seeds: int = 2
     """Policies trained for each arm."""
     updates: int = 800
     """Gradient steps of each policy."""
-    per_length: int = 8
+    per_length: int = 5
     """Tasks of each length that policies are evaluated on."""
     controls: bool = False
     """Also train on labels without content: the highest score everywhere, and scores in random order."""
@@ -127,13 +128,26 @@ def _stages(total: int) -> Callable[[str], Any]:
 
 
 def _collect(config: Config) -> None:
-    if not config.dataset.exists():
-        size = {"tasks": config.tasks, "demonstrations": config.demonstrations, "lengths": (1, 3)}
-        settings = CollectConfig(out=config.dataset, level=config.level, seed=config.seed, **size)  # type: ignore[arg-type]
+    settings = CollectConfig(
+        out=config.dataset, level=config.level, tasks=config.tasks, demonstrations=config.demonstrations, lengths=(1, 3), seed=config.seed
+    )
+    if config.dataset.exists():
+        _refuse_other_settings(settings)
+    else:
         with progress_bar("recording", quiet=config.quiet) as progress:
             collect_babyai(settings, progress=progress)
     found = check(open_data(config.dataset, DataOptions()))
     print(render(found))
+
+
+def _refuse_other_settings(settings: CollectConfig) -> None:
+    """Raises RunError if the dataset that is there already was recorded in another way than `settings` say."""
+    record = settings.out / COLLECTION
+    recorded = read_json(record)["config"] if record.is_file() else {}
+    differing = [name for name, value in as_record(settings).items() if name != "out" and recorded.get(name, value) != value]
+    if differing:
+        cure = "Give the same settings again, or another --out."
+        raise RunError(f"was recorded with other settings ({', '.join(differing)})", where=str(settings.out), cure=cure)
 
 
 def _compose(config: Config) -> list[str]:

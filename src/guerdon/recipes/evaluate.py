@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from guerdon import discover
 from guerdon.errors import RunError, UsageError
 from guerdon.evaluation.baselines import RandomActor, ReplayActor
-from guerdon.evaluation.tasks import TaskList, task_list
+from guerdon.evaluation.tasks import TaskList, recorded_lengths, task_list
 from guerdon.interfaces import Actor, Dataset
 from guerdon.recipes.data import dataset_of
 from guerdon.recipes.parallel import run_jobs
@@ -27,6 +27,8 @@ from guerdon.runs import Manifest, Run, write_json, writing
 
 BASELINES = ("random", "replay")
 """Arms that learn nothing: actions at random, and the demonstration's actions repeated blindly."""
+_LONGEST = 6
+"""Sub-tasks of the longest tasks that are evaluated unasked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     dataset = dataset_of(run)
     tasks = frozen_tasks(run, dataset, config)
     jobs = _jobs(run, config, tasks)
-    with progress_bar(f"evaluating on {len(tasks)} tasks", quiet=config.quiet) as progress:
+    with progress_bar(f"evaluating on {len(tasks)} tasks", quiet=config.quiet, share=True) as progress:
         run_jobs(_evaluate_one, jobs, workers=config.jobs, progress=progress)
     return [row for job in jobs for row in read_rows(_part(run, job.arm, job.seed))]
 
@@ -89,7 +91,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
 def frozen_tasks(run: Run, dataset: Dataset, config: Config) -> TaskList:
     """The run's list of tasks: made once, then the same for every arm. Raises RunError if other tasks are asked for later."""
     path = run.path / "tasks.json"
-    lengths = config.lengths or _lengths_in(dataset)
+    lengths = config.lengths or tuple(length for length in recorded_lengths(dataset) if length <= _LONGEST)
     wanted = task_list(dataset, lengths=lengths, per_length=config.per_length, seed=config.seed)
     if not path.is_file():
         wanted.save(path)
@@ -108,19 +110,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"cannot be read ({type(error).__name__})", where=str(path), cure="Evaluate again.") from error
 
 
-def _lengths_in(dataset: Dataset) -> tuple[int, ...]:
-    found = {int(info.metadata["task"]["length"]) for info in dataset.episodes() if "task" in info.metadata}
-    return tuple(sorted(length for length in found if length <= 6))
-
-
 def _jobs(run: Run, config: Config, tasks: TaskList) -> list[Job]:
     folder = run.path / "policies"
     trained = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    arms = config.arms or (*BASELINES, *trained)
-    seeds = {arm: _seeds_of(folder / arm) for arm in arms if arm not in BASELINES}
+    arms = tuple(dict.fromkeys(config.arms or (*BASELINES, *trained)))
+    seeds = {arm: _seeds_of(folder / arm) if arm in trained else [] for arm in arms if arm not in BASELINES}
     for arm, found in seeds.items():
+        if arm not in trained:
+            raise RunError(f"no policy is called '{arm}'; there are: {', '.join(trained) or 'none'}", where=str(folder))
         if not found:
-            raise RunError(f"no finished policy is called '{arm}'; there are: {', '.join(trained) or 'none'}", where=str(folder))
+            cure = "Run the command that trains it again, or name the arms to evaluate with --arms."
+            raise RunError("holds no finished policy", where=str(folder / arm), cure=cure)
     most = config.seeds or max((len(found) for found in seeds.values()), default=1)
     seeds |= {arm: list(range(most if arm == "random" else 1)) for arm in arms if arm in BASELINES}
     films = _films(tasks, config.rollouts)
@@ -128,8 +128,8 @@ def _jobs(run: Run, config: Config, tasks: TaskList) -> list[Job]:
 
 
 def _seeds_of(folder: Path) -> list[int]:
-    finished = folder.glob("seed-*/manifest.json")
-    return sorted(int(path.parent.name.removeprefix("seed-")) for path in finished)
+    names = [path.parent.name.removeprefix("seed-") for path in folder.glob("seed-*/manifest.json")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _films(tasks: TaskList, count: int) -> tuple[str, ...]:
@@ -151,8 +151,9 @@ def _evaluate_one(job: Job, progress: Progress) -> None:
     tasks = TaskList.load(run.path / "tasks.json")
     part = _part(run, job.arm, job.seed)
     inputs = {"dataset": run.dataset_fingerprint, "tasks": tasks.digest, "policy": _policy_fingerprint(run, job)}
-    manifest = run.manifest(part)
-    if manifest is not None and manifest["inputs"] == inputs:
+    config = {"arm": job.arm, "seed": job.seed, "tasks": len(tasks)}
+    films = part.parent / f"rollouts-seed-{job.seed}"
+    if run.holds(part, config, inputs) and _is_whole(part, len(tasks)) and (films.is_dir() or not job.films):
         return
     began = time.monotonic()
     environment = discover.load("envs", tasks.tasks[0].environment)
@@ -162,9 +163,15 @@ def _evaluate_one(job: Job, progress: Progress) -> None:
     with writing(part) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if job.films:
-        _write_films(part.parent / f"rollouts-seed-{job.seed}", [result for result in results if result.frames])
-    config = {"arm": job.arm, "seed": job.seed, "tasks": len(tasks)}
+        _write_films(films, [result for result in results if result.frames])
     run.finish(part, Manifest(config, inputs, {"seconds": time.monotonic() - began, "episodes": len(rows)}))
+
+
+def _is_whole(part: Path, episodes: int) -> bool:
+    try:
+        return len(read_rows(part)) == episodes
+    except RunError:
+        return False
 
 
 def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList) -> Actor:
@@ -189,8 +196,12 @@ def _policy_fingerprint(run: Run, job: Job) -> str:
         return job.arm
     folder = _policy_folder(run, job)
     manifest = run.require(folder, {})
-    run.require(folder, inputs_of(run, manifest["config"]["reward"]))
-    return digest((folder / "policy.safetensors").read_bytes())
+    run.require(folder, inputs_of(run, manifest["config"].get("reward")))
+    weights = folder / "policy.safetensors"
+    try:
+        return digest(weights.read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot be read ({type(error).__name__})", where=str(weights), cure="Train it again.") from error
 
 
 def _row(job: Job, result: EpisodeResult) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from tyro.conf import Positional
 
 from guerdon.datasets.minari import MinariDataset, refuse_bad_target
-from guerdon.errors import DatasetError, RewardError, RunError, UsageError
-from guerdon.recipes.data import dataset_of
+from guerdon.errors import DatasetError, RewardError, UsageError
+from guerdon.recipes.data import dataset_of, rewards_of
 from guerdon.recipes.settings import callable_with_settings
 from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Run, package_version, writing
@@ -44,7 +44,7 @@ class Config:
     dataset_id: str = ""
     """Id of the new dataset, in the form name-v0 or namespace/name-v0; made from the old one and the column's name if not given."""
     annotation: int = 0
-    """Which of each episode's wordings the rewards are for."""
+    """Which of each episode's wordings the rewards are for, counted from 0."""
     unknown: Literal["refuse", "zero", "drop-episodes"] = "refuse"
     """What becomes of transitions without a known reward: no export, a reward of 0 (see infos guerdon_reward_known), or their whole
     episode is left out."""
@@ -86,8 +86,10 @@ def export(config: Config) -> Exported:
     dataset_id = config.dataset_id or _derived_id(str(dataset.metadata.get("dataset_id", "dataset-v0")), config.rewards)
     refuse_bad_target(config.out, dataset_id)
     part = run.part("rewards", config.rewards).with_suffix(".parquet")
-    manifest = _manifest(run, part, dataset.fingerprint)
-    column = RewardColumn.read(part)
+    column = rewards_of(run, config.rewards)
+    manifest = run.require(part, {"dataset": dataset.fingerprint})
+    if not any(annotation == config.annotation for _, annotation in column.values):
+        raise UsageError(f"no episode has a wording number {config.annotation}", where=str(part), cure="Wordings are counted from 0.")
     rewards = {index: _rewards(column, dataset, index, config.annotation) for index in range(len(dataset))}
     dropped = _dropped(rewards, config, str(part))
     kept = [index for index in rewards if index not in dropped]
@@ -110,14 +112,6 @@ def export(config: Config) -> Exported:
     transitions = sum(rewards[index].size for index in kept)
     unknown = sum(int(np.isnan(rewards[index]).sum()) for index in kept)
     return Exported(config.out, dataset_id, len(kept), transitions, unknown, dropped)
-
-
-def _manifest(run: Run, part: Path, fingerprint: str) -> dict[str, Any]:
-    if not part.is_file():
-        there = sorted(path.stem for path in part.parent.glob("*.parquet"))
-        cure = f"There are: {', '.join(there) or 'none yet'}. Make one with: guerdon reward {run.path} --name {part.stem}"
-        raise RunError(f"no reward column is called '{part.stem}'", where=str(run.path), cure=cure)
-    return run.require(part, {"dataset": fingerprint})
 
 
 def _rewards(column: RewardColumn, dataset: MinariDataset, index: int, annotation: int) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,6 +28,7 @@ from guerdon.recipes.data import DataOptions, open_data, run_of
 from guerdon.recipes.progress import Progress, progress_bar
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.records import Label, Sample, Subject
+from guerdon.rewards.compose import RESERVED
 from guerdon.runs import Manifest
 
 
@@ -67,8 +69,12 @@ class Config(DataOptions):
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_coverage <= 1.0:
             raise UsageError(f"min_coverage lies in [0, 1], got {self.min_coverage}")
-        if self.name and not self.name.isidentifier():
+        if self.concurrency < 1:
+            raise UsageError(f"concurrency is at least 1, got {self.concurrency}")
+        if self.name and not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"a label set's name is made of letters, digits and underscores, got '{self.name}'")
+        if self.name in RESERVED or keyword.iskeyword(self.name):
+            raise UsageError(f"'{self.name}' means something else in reward expressions", cure="Choose another --name.")
         if not self.vlm:
             raise UsageError("no rater was named", cure="For example: --vlm scripted")
 
@@ -111,7 +117,7 @@ def label(config: Config) -> Labelled:
     path = run.part("labels", config.label_set).with_suffix(".parquet")
     began = time.monotonic()
     with closing(Store.open(config.store)) as store:
-        run_name = f"{run.dataset_fingerprint}/{path.resolve()}"
+        run_name = f"{run.dataset_fingerprint}/{path.resolve()}".encode("utf-8", "backslashreplace").decode()  # paths are bytes, not text
         windows = samples.select(dataset, config.sampling)
         with progress_bar(f"asking {', '.join(config.vlm)}", quiet=config.quiet) as progress:
             answered, counts = _ask_all(windows, method, providers, store, run_name, config, selection.samples, progress)
@@ -210,8 +216,6 @@ def _ask_all(
 
     run_sync(collect())
     return labels, latest
-
-
 
 
 def _meaning(method: Method, providers: Sequence[Provider], dataset: Dataset) -> dict[str, Any]:

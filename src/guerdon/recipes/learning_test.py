@@ -1,15 +1,15 @@
 """The named learning test: does a dense reward teach shorter ways than imitation, where imitation is known to fail?
 
 The problem: a training loop can be wrong in ways that no unit test sees (a reward shifted by one step, a terminal where an episode was
-cut), and still produce a policy that gets somewhere. This test is built so that such a policy fails. In a room of 5x5 tiles lie a red and a
-blue disc; the instruction names one of them. Every recorded episode succeeds, but more than half of its actions are drawn to the other
+cut), and still produce a policy that gets somewhere. This test is built so that such a policy fails. In a room of 5x5 tiles lie a red and
+a blue disc; the instruction names one of them. Every recorded episode succeeds, but more than half of its actions are drawn to the other
 disc. Imitation learns to go there. Implicit Q-learning, told for each action whether it shortened the way, must not.
 
     python -m guerdon.recipes.learning_test
 
-It collects the data, trains both policies with the package's own loop and network, and lets them act on tasks that were not recorded. It
-prints a table and ends with exit status 0 only if implicit Q-learning completes at least 95 % of the tasks and its ways are shorter than
-those of imitation. It takes some minutes on one core, and needs neither a simulator nor a network connection. Nothing is kept.
+It collects the data, trains both policies with the package's own loop and network, and lets them act in the same layouts from new starts.
+It prints a table and ends with exit status 0 only if implicit Q-learning completes at least 95 % of the tasks and its ways are shorter
+than those of imitation. It takes some minutes on one core, and needs neither a simulator nor a network connection. Nothing is kept.
 
 Rewards: 0.1 for each step by which an action shortens the way (negative if it lengthens it), and 1 for reaching the disc. Lengths of ways
 are in actions.
@@ -37,6 +37,8 @@ from guerdon.seeding import generator
 
 SIDE = 5
 """Tiles along a wall of the room."""
+LAYOUTS = 40
+"""Places of the two discs; each is seen in many demonstrations, from different starts."""
 TILE = 8
 """Pixels along a tile."""
 ACTIONS = ("left", "right", "forward")
@@ -79,12 +81,12 @@ class Room:
         return self.discs[self.colour]
 
     @classmethod
-    def random(cls, random: np.random.Generator) -> Room:
-        """A room whose agent does not stand on a disc."""
-        cells = [(int(cell) % SIDE, int(cell) // SIDE) for cell in random.choice(SIDE * SIDE, len(COLOURS) + 1, replace=False)]
-        colour = str(random.choice(list(COLOURS)))
-        instruction = WORDINGS[random.integers(len(WORDINGS))].format(colour)
-        return cls(dict(zip(COLOURS, cells, strict=False)), Pose(cells[-1], int(random.integers(4))), colour, instruction)
+    def random(cls, discs: Mapping[str, Cell], random: np.random.Generator) -> Room:
+        """A start that is not on a disc, a disc to go to, and words for it."""
+        free = [(column, row) for column in range(SIDE) for row in range(SIDE) if (column, row) not in discs.values()]
+        colour = str(random.choice(list(discs)))
+        start = Pose(free[random.integers(len(free))], int(random.integers(4)))
+        return cls(discs, start, colour, WORDINGS[random.integers(len(WORDINGS))].format(colour))
 
     def picture(self, pose: Pose) -> Frames:
         """(SIDE * TILE, SIDE * TILE, 3) uint8: grey floor, the discs, and the agent as a wedge that points ahead."""
@@ -204,10 +206,22 @@ class Recording(Dataset):
         return {}
 
 
+def draw_rooms(count: int, seed: int, purpose: str) -> list[Room]:
+    """Rooms of `LAYOUTS` layouts, which depend on the seed alone; starts, discs to go to and words are drawn for each purpose anew."""
+    places = generator(seed, "learning test", "layouts")
+    layouts = []
+    for _ in range(LAYOUTS):
+        cells = places.choice(SIDE * SIDE, len(COLOURS), replace=False).tolist()
+        layouts.append({colour: (cell % SIDE, cell // SIDE) for colour, cell in zip(COLOURS, cells, strict=True)})
+    random = generator(seed, "learning test", purpose)
+    return [Room.random(layouts[random.integers(LAYOUTS)], random) for _ in range(count)]
+
+
 def record(episodes: int, seed: int) -> Recording:
     """The data: demonstrations of walkers who are drawn to the wrong disc more often than to the right one."""
     random = generator(seed, "learning test", "demonstrations")
-    return Recording([demonstrate(Room.random(random), random, distraction=0.55, noise=0.1) for _ in range(episodes)])
+    rooms = draw_rooms(episodes, seed, "recorded rooms")
+    return Recording([demonstrate(room, random, distraction=0.55, noise=0.1) for room in rooms])
 
 
 @dataclass(frozen=True)
@@ -246,8 +260,7 @@ def run(*, episodes: int = 1000, updates: int = 800, seed: int = 0) -> dict[str,
 
     recording = record(episodes, seed)
     transitions = Transitions.build(recording)
-    random = generator(seed, "learning test", "tasks")
-    rooms = [Room.random(random) for _ in range(200)]
+    rooms = draw_rooms(200, seed, "tasks")
     ways = [len(one.actions) / distances(one.room.target)[one.room.start] for one in recording.demonstrations]
     outcomes = {"recorded": Outcome(1.0, float(np.mean(ways)))}
     print(f"{len(recording)} demonstrations, {len(transitions)} transitions, {len(rooms)} new tasks\n")

@@ -1,15 +1,17 @@
 """Independent jobs side by side: one process each, one thread each, one progress bar for all.
 
 Several one-thread processes are faster than one process with several threads for networks as small as ours, and they do not disturb each
-other when something else keeps a core busy.
+other when something else keeps a core busy. An interruption reaches all of them, whoever was interrupted: a worker ends at its next report
+of progress when the caller was interrupted or is gone.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import TypeVar
 
@@ -25,7 +27,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _PARTS = 1000
 
 _shared: SynchronizedArray[int] | None = None
-"""In a worker process: thousandths done of each job."""
+"""In a worker process: thousandths done of each job, and at the end whether to stop."""
 
 
 def usable_cores() -> int:
@@ -53,22 +55,19 @@ def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], *, workers: int, prog
 
 def _run_in_processes(work: Work[Job, Result], jobs: Sequence[Job], workers: int, report: Callable[[int], None]) -> list[Result]:
     context = multiprocessing.get_context("spawn")
-    shared = context.Array("q", len(jobs))
+    shared = context.Array("q", len(jobs) + 1)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))  # read by the numeric libraries when a child starts
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(shared,)) as pool:
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(shared,))
+        with pool, _stopping_early(pool, shared):
             futures: list[Future[Result]] = [pool.submit(_work_one, work, number, job) for number, job in enumerate(jobs)]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_EXCEPTION)
-                if any(future.exception() for future in done):
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    break
-                report(sum(shared[:]))
-        for future in futures:
-            if not future.cancelled():
-                future.result()  # raises the error of the job that failed, before any complaint about cancelled ones
+                for future in done:
+                    future.result()  # raises the error of a job that failed
+                report(sum(shared[:-1]))
         return [future.result() for future in futures]
     finally:
         for name, value in before.items():
@@ -76,6 +75,17 @@ def _run_in_processes(work: Work[Job, Result], jobs: Sequence[Job], workers: int
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _stopping_early(pool: ProcessPoolExecutor, shared: SynchronizedArray[int]) -> Iterator[None]:
+    """Stops the workers when the block is left by an error or by Ctrl-C; the pool waits for them afterwards."""
+    try:
+        yield
+    except BaseException:
+        shared[-1] = 1
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _begin_worker(shared: SynchronizedArray[int]) -> None:
@@ -87,7 +97,13 @@ def _work_one(work: Work[Job, Result], number: int, job: Job) -> Result:
     shared = _shared
     assert shared is not None
 
+    caller = multiprocessing.parent_process()
+
     def report(done: int, of: int) -> None:
+        if caller is not None and not caller.is_alive():
+            os._exit(1)  # nobody is left to raise anything to
+        if shared[-1]:
+            raise KeyboardInterrupt
         shared[number] = _PARTS * done // max(of, 1)
 
     result = work(job, report)

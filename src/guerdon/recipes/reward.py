@@ -9,15 +9,17 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from guerdon.errors import RewardError, UsageError
+from guerdon.errors import UsageError
 from guerdon.interfaces import Dataset
-from guerdon.labels import LabelSet
-from guerdon.recipes.data import dataset_of
+from guerdon.recipes.data import dataset_of, label_set_of
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.rewards.check import Finding, check_rewards
 from guerdon.rewards.column import RewardColumn
 from guerdon.rewards.compose import compose, controls, names_in, reward_statistics
 from guerdon.runs import Manifest, Run
+
+NAMES_OF_OTHER_ARMS = ("random", "replay", "bc")
+"""Arms of a comparison that learn from no reward; a policy goes by the name of its reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Config:
             raise UsageError(f"gamma must lie in [0, 1), got {self.gamma}")
         if not self.name.isidentifier():
             raise UsageError(f"a reward's name is made of letters, digits and underscores, got '{self.name}'")
+        if self.name in NAMES_OF_OTHER_ARMS:
+            raise UsageError(f"'{self.name}' is the name of an arm without rewards", cure="Choose another --name.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def reward(config: Config) -> list[ComposedReward]:
 
     Raises:
         RewardError: for an expression that cannot be read or computed.
-        RunError: if RUN is no run folder or its dataset has changed.
+        RunError: if RUN is no run folder, its dataset has changed, or a label set is not there or damaged.
     """
     run = Run.open(config.run)
     dataset = dataset_of(run)
@@ -72,7 +76,7 @@ def reward(config: Config) -> list[ComposedReward]:
 
 
 def _compose(run: Run, dataset: Dataset, config: Config, name: str, expression: str) -> ComposedReward:
-    label_sets = {label_set: _labels(run, label_set) for label_set in sorted(names_in(expression))}
+    label_sets = {label_set: label_set_of(run, label_set) for label_set in sorted(names_in(expression))}
     column = compose(label_sets, dataset, expression, gamma=config.gamma, seed=config.seed)
     findings = tuple(check_rewards(column, dataset, gamma=config.gamma))
     path = run.part("rewards", name).with_suffix(".parquet")
@@ -82,12 +86,3 @@ def _compose(run: Run, dataset: Dataset, config: Config, name: str, expression: 
     results = {**statistics, "findings": [finding.to_record() for finding in findings], "fingerprint": column.fingerprint}
     run.finish(path, Manifest({**as_record(config), "name": name, "expression": expression}, inputs, results))
     return ComposedReward(path, expression, column, statistics, findings)
-
-
-def _labels(run: Run, name: str) -> LabelSet:
-    path = run.part("labels", name).with_suffix(".parquet")
-    if not path.is_file():
-        there = sorted(found.stem for found in path.parent.glob("*.parquet")) if path.parent.is_dir() else []
-        cure = f"There are: {', '.join(there) or 'no label sets yet'}; sparse, original and oracle are always there."
-        raise RewardError(f"no label set is called '{name}'", where=str(run.path), cure=cure)
-    return LabelSet.read(path)

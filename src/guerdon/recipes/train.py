@@ -10,12 +10,11 @@ from typing import Any
 
 from tyro.conf import Positional, Suppress
 
-from guerdon.errors import StaleInput, UsageError
-from guerdon.recipes.data import dataset_of
+from guerdon.errors import PolicyError, StaleInput, UsageError
+from guerdon.recipes.data import dataset_of, rewards_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
 from guerdon.recipes.settings import as_record, callable_with_settings
-from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Manifest, Run
 
 _NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "jobs", "quiet"})
@@ -96,31 +95,25 @@ def jobs_of(config: Config) -> list[Job]:
     """The policies that a Config asks for; reward columns are checked to be there."""
     run = Run.open(config.run)
     for reward in filter(None, config.arms().values()):
-        _rewards_of(run, reward)
+        rewards_of(run, reward)
     return [Job(config, arm, reward, seed) for seed in range(config.seeds) for arm, reward in config.arms().items()]
 
 
 def train_jobs(jobs: list[Job], *, workers: int, quiet: bool = False) -> None:
     """Trains several arms' policies side by side."""
     arms = dict.fromkeys(job.arm for job in jobs)
-    with progress_bar(f"training {', '.join(arms)}", quiet=quiet) as progress:
+    with progress_bar(f"training {', '.join(arms)}", quiet=quiet, share=True) as progress:
         run_jobs(_train_one, jobs, workers=workers, progress=progress)
 
 
 def inputs_of(run: Run, reward: str | None) -> dict[str, str]:
     """Fingerprints of what a policy is made from."""
-    rewards = {} if reward is None else {"rewards": _rewards_of(run, reward).fingerprint}
+    rewards = {} if reward is None else {"rewards": rewards_of(run, reward).fingerprint}
     return {"dataset": run.dataset_fingerprint} | rewards
 
 
-def _rewards_of(run: Run, name: str) -> RewardColumn:
-    part = run.part("rewards", name).with_suffix(".parquet")
-    run.require(part, {"dataset": run.dataset_fingerprint})
-    return RewardColumn.read(part)
-
-
 def _train_one(job: Job, progress: Progress) -> None:
-    from guerdon.training import offline
+    from guerdon.training import offline, policy
     from guerdon.transitions import Transitions
 
     offline.use_one_thread()
@@ -128,10 +121,13 @@ def _train_one(job: Job, progress: Progress) -> None:
     settings = {key: value for key, value in as_record(job.config).items() if key not in _NOT_OF_ONE_POLICY}
     asked = settings | {"arm": job.arm, "reward": job.reward}
     inputs = inputs_of(run, job.reward)
-    manifest = run.manifest(job.part)
-    if manifest is not None and (manifest["config"], manifest["inputs"]) == (asked, inputs):
+    whole = _opens(job.part)
+    if run.holds(job.part, asked, inputs) and whole:
         return
-    values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else _rewards_of(run, job.reward).values
+    run.manifest_path(job.part).unlink(missing_ok=True)
+    if not whole:
+        (job.part / policy.RECORD).unlink(missing_ok=True)  # else the loop takes a damaged policy for a finished one
+    values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else rewards_of(run, job.reward).values
     transitions = Transitions.build(dataset_of(run), values, views=job.config.views)
     began = time.monotonic()
 
@@ -153,3 +149,14 @@ def _train_one(job: Job, progress: Progress) -> None:
         "seed": job.seed,
     }
     run.finish(job.part, Manifest(asked, inputs, results))
+
+
+def _opens(part: Path) -> bool:
+    """Whether a policy is there that can be used."""
+    from guerdon.training.policy import load_policy
+
+    try:
+        load_policy(part)
+    except PolicyError:
+        return False
+    return True

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from guerdon.labels import read_table
+from guerdon.labels import read_table, write_table
 from guerdon.records import array_digest, canonical_json, digest
-from guerdon.runs import writing
 
 Values = dict[tuple[int, int], npt.NDArray[np.float32]]
 """(episode, annotation) -> (T,) float32, NaN where the reward is unknown."""
+
+
+_SCHEMA = pa.schema([("episode", pa.int64()), ("annotation", pa.int64()), ("step", pa.int64()), ("reward", pa.float32())])
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,17 @@ class RewardColumn:
         sizes = [array.size for _, array in items]
         steps = np.concatenate([np.arange(size) for size in sizes]) if items else np.zeros(0, np.int64)
         columns = {
-            "episode": pa.array(np.repeat([key[0] for key, _ in items], sizes).astype(np.int64)),
-            "annotation": pa.array(np.repeat([key[1] for key, _ in items], sizes).astype(np.int64)),
-            "step": pa.array(steps.astype(np.int64)),
-            "reward": pa.array(rewards, mask=np.isnan(rewards), type=pa.float32()),
+            "episode": np.repeat([key[0] for key, _ in items], sizes),
+            "annotation": np.repeat([key[1] for key, _ in items], sizes),
+            "step": steps,
+            "reward": pa.array(rewards, mask=np.isnan(rewards)),
         }
-        table = pa.table(columns).replace_schema_metadata({b"guerdon": canonical_json(dict(self.metadata))})
-        with writing(path) as temporary:
-            pq.write_table(table, temporary)
+        write_table(path, pa.table(columns, schema=_SCHEMA), self.metadata)
 
     @classmethod
     def read(cls, path: Path) -> RewardColumn:
         """Reads what `write` wrote. Raises RunError for a missing, damaged or foreign file."""
-        table, metadata = read_table(path, "reward column")
+        table, metadata = read_table(path, "reward column", _SCHEMA)
         episode, annotation, step = (table[name].to_numpy() for name in ("episode", "annotation", "step"))
         reward = table["reward"].to_numpy(zero_copy_only=False).astype(np.float32)
         values: Values = {}

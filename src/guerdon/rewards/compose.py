@@ -40,6 +40,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[Array, Array], Array]] = {
 }  # fmt: skip
 _FUNCTIONS = ("potential", "shuffled", "constant")
 _BUILT_IN = ("sparse", "original", "oracle")
+RESERVED = frozenset({*_BUILT_IN, *_FUNCTIONS})
+"""Names that mean something in expressions, so that no label set can have them."""
 
 
 def potential_shaping(potential: npt.ArrayLike, gamma: float) -> Array:
@@ -58,7 +60,7 @@ def potential_shaping(potential: npt.ArrayLike, gamma: float) -> Array:
 def names_in(expression: str) -> set[str]:
     """Names of the label sets that an expression uses. Raises RewardError if it cannot be read."""
     used = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
-    return used - set(_BUILT_IN) - set(_FUNCTIONS)
+    return used - RESERVED
 
 
 def controls(expression: str) -> dict[str, str]:
@@ -98,7 +100,7 @@ def compose(
         seed: for `shuffled` only.
 
     Raises:
-        RewardError: for an expression that cannot be read, an unknown name, a division by zero, or labels of another dataset.
+        RewardError: for an expression that cannot be read, an unknown name, an infinite reward, or labels of another dataset.
     """
     tree = _parse(expression)
     unknown = names_in(expression) - set(label_sets)
@@ -117,10 +119,10 @@ def compose(
     for info in infos:
         for annotation in range(max(1, len(info.annotations))):
             terms = _Terms(dataset, info, annotation, used, raw, gamma, seed)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 values[info.index, annotation] = np.broadcast_to(terms.evaluate(tree), (info.length,)).astype(np.float32)
     if any(np.isinf(array).any() for array in values.values()):
-        raise RewardError("the expression divides by zero", where=f"expression '{expression}'")
+        raise RewardError("it divides by zero, or its numbers are too large", where=f"expression '{expression}'")
     metadata = {
         "expression": expression,
         "labels": {name: label_set.fingerprint for name, label_set in used.items()},
@@ -225,7 +227,9 @@ def _allow(node: ast.expr) -> None:
     match node:
         case ast.Constant(value=value) if isinstance(value, int | float) and not isinstance(value, bool):
             return
-        case ast.Name() | ast.Attribute(value=ast.Name(), attr="raw"):
+        case ast.Name(id=name) if name not in _FUNCTIONS:
+            return
+        case ast.Attribute(value=ast.Name(id=name), attr="raw") if name not in RESERVED:
             return
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             _allow(operand)
