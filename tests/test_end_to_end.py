@@ -1,4 +1,4 @@
-"""The whole line, tiny and in one process: collect, check, label, reward, train, evaluate, report, export; also inside a running event loop,
+"""The whole line, tiny, in one process: collect, check, label, reward, train, evaluate, report, export; also inside a running event loop,
 as in a notebook."""
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def test_the_export_opens_in_the_stock_library(line: Path) -> None:
 
 def test_doing_it_again_asks_and_trains_nothing(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = line / "run"
-    made = {path: path.stat().st_mtime_ns for pattern in ("policies/**/*", "evaluations/**/*") for path in run.glob(pattern) if path.is_file()}
+    files = [path for part in ("policies", "evaluations") for path in (run / part).rglob("*") if path.is_file()]
+    made = {path: path.stat().st_mtime_ns for path in files}
     before = (run / "labels/rg_vlm.parquet").read_bytes()
     again = guerdon.label(dataset=line / "data", run=run, vlm=("scripted:perfect",), store=line / "store.sqlite", quiet=True)
     assert again.results["found"] >= again.results["requests"] > 0
@@ -122,15 +123,16 @@ def test_in_a_notebook(line: Path, tmp_path: Path) -> None:
     """A notebook's cells run inside an event loop, which may not be entered again."""
 
     async def cells() -> Path:
-        given: dict[str, Any] = {"dataset": str(line / "data"), "run": str(tmp_path / "run"), "quiet": True}
-        labelled = guerdon.label(vlm=("scripted:perfect",), store=str(tmp_path / "store.sqlite"), **given)
-        assert labelled.complete
+        run: Any = str(tmp_path / "run")  # paths may be given as text
+        given: dict[str, Any] = {"dataset": line / "data", "run": run, "vlm": ("scripted:perfect",), "store": tmp_path / "store.sqlite"}
+        assert guerdon.label(**given, quiet=True).complete
         await asyncio.sleep(0)
-        assert guerdon.label(vlm=("scripted:perfect",), store=str(tmp_path / "store.sqlite"), **given).results["found"] > 0
-        guerdon.reward(run=str(tmp_path / "run"))
-        guerdon.train(run=str(tmp_path / "run"), seeds=1, updates=1, jobs=1, quiet=True)
-        guerdon.evaluate(run=str(tmp_path / "run"), per_length=1, lengths=(1,), arms=("both",), rollouts=0, jobs=1, quiet=True)
-        return Path(guerdon.report(run=str(tmp_path / "run")))
+        assert guerdon.label(**given, quiet=True).results["found"] > 0
+        guerdon.reward(run=run)
+        guerdon.train(run=run, seeds=1, updates=1, jobs=1, quiet=True)
+        guerdon.evaluate(run=run, per_length=1, lengths=(1,), arms=("both",), rollouts=0, jobs=1, quiet=True)
+        return guerdon.report(run=run)
 
     assert asyncio.run(cells()).is_file()
+    assert guerdon.report(run=tmp_path / "run").is_file(), "it can be called again"
     assert (tmp_path / "run/labels/rg_vlm.parquet").read_bytes() == (line / "run/labels/rg_vlm.parquet").read_bytes()

@@ -10,7 +10,7 @@ import pytest
 from guerdon import discover
 from guerdon.errors import UnknownName
 
-PROVIDER = '''
+PROVIDER = """
 from guerdon.interfaces import Provider
 from guerdon.records import Rater, Reply
 
@@ -19,8 +19,8 @@ class Praise(Provider):
 
     async def ask(self, request, *, repeat=0):
         return Reply(request.answer.render([10] * request.answer.n) if hasattr(request.answer, "render") else "good")
-'''
-METHOD = '''
+"""
+METHOD = """
 from guerdon.methods.rg_vlm import RgVlm
 from guerdon.interfaces import Method
 
@@ -35,7 +35,7 @@ class Twice(Method):
 
     def read(self, transcript):
         return self._inner.read(transcript)
-'''
+"""
 
 
 @pytest.fixture
@@ -49,9 +49,7 @@ def outside_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = tmp_path / "outside-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(
-        "[guerdon.providers]\npraise = outside.praise\n[guerdon.methods]\ntwice = outside.twice\n"
-    )
+    (metadata / "entry_points.txt").write_text("[guerdon.providers]\npraise = outside.praise\n[guerdon.methods]\ntwice = outside.twice\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     for name in ("outside", "outside.praise", "outside.twice"):

@@ -29,7 +29,7 @@ from guerdon.report.results import Results
 from guerdon.runs import Manifest, Run, write_json
 from tests.memory import MemoryDataset, MemoryEpisode
 
-HOSTILE = "go to the <script>alert(1)</script> & \"ball\""
+HOSTILE = 'go to the <script>alert(1)</script> & "ball"'
 CONTRIBUTION = [1, 1, 0, -1, 1, 0, 1, 1, 1, -1]
 EXPRESSIONS = {"both": "0.1 * rg_vlm + sparse", "sparse": "sparse"}
 
@@ -374,7 +374,7 @@ def test_one_arm_without_random_or_random_start_has_a_report(tmp_path: Path) -> 
         ("evaluations/both/seed-1.jsonl", b'{"arm": "both"\n', "line 1 is no JSON"),
         ("evaluations/both/seed-1.jsonl", b"[1, 2]\n", "line 1 is no record"),
         ("evaluations/both/seed-1.jsonl", b'{"arm": "both", "return": 7}\n', "has no 'task'"),
-        ("evaluations/both/seed-1.jsonl", b'\xff\xfe\n', "line 1 is no JSON"),
+        ("evaluations/both/seed-1.jsonl", b"\xff\xfe\n", "line 1 is no JSON"),
         ("evaluations/both/rollouts-seed-0/index.json", b'[{"file": "../../../run.json"}, 3]', "no GIF file beside it"),
         ("evaluations/both/rollouts-seed-0/0.gif", b"<svg onload=alert(1)>", "no GIF file beside it"),
         ("tasks.json", b"{}", "is not a list of tasks"),

@@ -17,7 +17,7 @@ from guerdon.interfaces import Actor
 from guerdon.networks import Optimiser, PolicyNetwork
 from guerdon.recipes import learning_test
 from guerdon.records import Frames
-from guerdon.training.offline import Config, train, updates_within
+from guerdon.training.offline import Config, advantages, train, updates_within
 from guerdon.training.policy import load_policy, read_tensors
 from guerdon.transitions import Transitions
 from tests.memory import MemoryDataset, MemoryEpisode
@@ -247,6 +247,19 @@ def test_the_learning_test_s_data_succeed_by_detours_and_reward_each_step_that_s
 )
 def test_the_learning_test_can_fail(iql: tuple[float, float], bc: tuple[float, float], expected: bool) -> None:
     assert learning_test.passes({"iql": learning_test.Outcome(*iql), "bc": learning_test.Outcome(*bc)}) is expected
+
+
+def test_advantages_are_those_of_the_finished_training(tmp_path: Path) -> None:
+    data = transitions()
+    out = run(tmp_path, data=data)
+    found = advantages(data, "iql", SETTINGS["iql"], updates=10, seed=0, out=out, loop=LOOP)
+    assert found is not None
+    assert {key: array.shape for key, array in found.items()} == {(0, 0): (4,), (1, 0): (6,), (2, 0): (3,)}
+    assert len(np.unique(np.concatenate(list(found.values())))) > 1
+    with pytest.raises(StaleInput):
+        advantages(data, "iql", SETTINGS["iql"], updates=10, seed=1, out=out, loop=LOOP)
+    imitation = run(tmp_path / "bc", "bc", data=data)
+    assert advantages(data, "bc", SETTINGS["bc"], updates=10, seed=0, out=imitation, loop=LOOP) is None
 
 
 @pytest.mark.slow

@@ -82,4 +82,3 @@ def weighted_cloning_loss(logits: Tensor, action: Tensor, weight: Tensor) -> Ten
         weight: (N,) float, from `advantage_weight`; treated as a constant.
     """
     return weight.detach() * cloning_loss(logits, action)
-

@@ -110,6 +110,14 @@ class IQL(Algorithm):
         learned = [*self.policy.parameters(), *self._value.parameters(), *self._critics.heads.parameters()]
         self._optimiser = Optimiser(learned, config.optimiser, updates=updates)
 
+    @torch.no_grad()
+    def advantages(self, batch: Batch) -> Tensor:
+        """min(Q̂₁, Q̂₂)(s, a) - V(s) of each row (R,), in the units of the rewards; meaningless where there is no transition."""
+        features, _ = self.policy.trunk(batch.rows, self.policy.trunk.remember(batch.prefix))
+        target_q = self._target.lower(batch.rows, batch.prefix, batch.action)
+        value: Tensor = self._value(features).squeeze(-1)
+        return (target_q - value) / self._reward_scale
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The three losses, each (R,): one number per row, meaningless where no reward is known."""
         c = self.config

@@ -33,9 +33,7 @@ def parse(command: str, description: str, sections: Mapping[str, type], argument
     """
     path, rest = value_of_flag("--config", arguments)
     adjusted = _adjusted(sections, path, command)
-    fields = [
-        (name, Annotated[config, tyro.conf.arg(name="" if name.startswith("_") else name)]) for name, config in adjusted.items()
-    ]
+    fields = [(name, Annotated[config, tyro.conf.arg(name="" if name.startswith("_") else name)]) for name, config in adjusted.items()]
     whole = dataclasses.make_dataclass("Whole", fields, kw_only=True)
     epilogue = "Every command also takes --config FILE.yaml with the same settings; flags win over the file."
     parsed: Any = tyro.cli(
@@ -149,9 +147,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _named_as_fields(settings: Mapping[Any, Any]) -> dict[str, Any]:
     """Names as they are written in Python, at every depth: `min-tail` is `min_tail`."""
-    return {
-        str(key).replace("-", "_"): _named_as_fields(value) if isinstance(value, dict) else value for key, value in settings.items()
-    }
+    return {str(key).replace("-", "_"): _named_as_fields(value) if isinstance(value, dict) else value for key, value in settings.items()}
 
 
 def _with_defaults(name: str, config: type, given: dict[str, Any]) -> type:

@@ -164,7 +164,8 @@ def _evaluate_one(job: Job, progress: Progress) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if job.films:
         _write_films(films, [result for result in results if result.frames])
-    run.finish(part, Manifest(config, inputs, {"seconds": time.monotonic() - began, "episodes": len(rows)}))
+    measured = {"seconds": time.monotonic() - began, "episodes": len(rows)} | _of_training(run, job)
+    run.finish(part, Manifest(config, inputs, measured))
 
 
 def _is_whole(part: Path, episodes: int) -> bool:
@@ -184,6 +185,13 @@ def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList) -> Actor:
 
     use_one_thread()
     return load_policy(_policy_folder(run, job))
+
+
+def _of_training(run: Run, job: Job) -> dict[str, Any]:
+    """What training measured that belongs beside the evaluation."""
+    manifest = None if job.arm in BASELINES else run.manifest(_policy_folder(run, job))
+    agreement = manifest and manifest["results"].get("advantage_spearman")
+    return {} if agreement is None else {"advantage_spearman": agreement}
 
 
 def _policy_folder(run: Run, job: Job) -> Path:

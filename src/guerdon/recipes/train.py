@@ -11,6 +11,7 @@ from typing import Any
 from tyro.conf import Positional, Suppress
 
 from guerdon.errors import PolicyError, StaleInput, UsageError
+from guerdon.interfaces import Dataset
 from guerdon.recipes.data import dataset_of, rewards_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
@@ -128,20 +129,20 @@ def _train_one(job: Job, progress: Progress) -> None:
     if not whole:
         (job.part / policy.RECORD).unlink(missing_ok=True)  # else the loop takes a damaged policy for a finished one
     values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else rewards_of(run, job.reward).values
-    transitions = Transitions.build(dataset_of(run), values, views=job.config.views)
+    dataset = dataset_of(run)
+    transitions = Transitions.build(dataset, values, views=job.config.views)
     began = time.monotonic()
-
-    def learn(*, resume: bool) -> None:
-        offline.train(
-            transitions, job.config.algorithm, job.config.algorithm_settings, updates=job.config.updates, seed=job.seed, out=job.part,
-            loop=job.config.loop_settings, progress=progress, tensorboard=job.config.tensorboard, resume=resume,
-        )  # fmt: skip
-
+    which: dict[str, Any] = {
+        "algorithm_name": job.config.algorithm, "config": job.config.algorithm_settings, "updates": job.config.updates,
+        "seed": job.seed, "out": job.part, "loop": job.config.loop_settings,
+    }  # fmt: skip
+    watching: dict[str, Any] = {"progress": progress, "tensorboard": job.config.tensorboard}
     try:
-        learn(resume=True)
+        offline.train(transitions, **which, **watching)
     except StaleInput:  # an earlier attempt with other rewards or settings: this command is the one that makes the part anew
-        learn(resume=False)
+        offline.train(transitions, **which, **watching, resume=False)
     results = {
+        "advantage_spearman": _agreement(offline.advantages(transitions, **which), dataset),
         "seconds": time.monotonic() - began,
         "updates": job.config.updates,
         "transitions": len(transitions),
@@ -149,6 +150,18 @@ def _train_one(job: Job, progress: Progress) -> None:
         "seed": job.seed,
     }
     run.finish(job.part, Manifest(asked, inputs, results))
+
+
+def _agreement(advantages: Mapping[tuple[int, int], Any] | None, dataset: Dataset) -> float | None:
+    """Rank correlation of a policy's advantages with the dataset's ground truth; None where there is none."""
+    import numpy as np
+
+    from guerdon.evaluation.raters import advantage_spearman
+
+    if advantages is None or "contribution" not in dataset.privileged(0):
+        return None
+    truth = [dataset.privileged(episode)["contribution"] for episode, _ in advantages]
+    return advantage_spearman(np.concatenate(list(advantages.values())), np.concatenate(truth))
 
 
 def _opens(part: Path) -> bool:

@@ -89,9 +89,7 @@ class _Wrapped(ast.NodeTransformer):
         return ast.Call(ast.Name(self._function, ast.Load()), [node], [])
 
 
-def compose(
-    label_sets: Mapping[str, LabelSet], dataset: Dataset, expression: str, *, gamma: float = 0.97, seed: int = 0
-) -> RewardColumn:
+def compose(label_sets: Mapping[str, LabelSet], dataset: Dataset, expression: str, *, gamma: float = 0.97, seed: int = 0) -> RewardColumn:
     """The reward column that `expression` describes (see the module's docstring).
 
     Args:

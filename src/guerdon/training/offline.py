@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ from guerdon.errors import MissingExtra, PolicyError, StaleInput, UsageError
 from guerdon.records import canonical_json
 from guerdon.runs import writing
 from guerdon.training.policy import RECORD, read_record, read_tensors, save_policy, write_tensors
-from guerdon.transitions import ObservationSpec, Sampler, Transitions
+from guerdon.transitions import Chunk, ObservationSpec, Sampler, Transitions, collate
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 
@@ -102,29 +104,34 @@ def train(
         PolicyError: if the loss stops being a finite number.
         WriteFailed: if the disk is full or not writable.
     """
-    if updates < 1:
-        raise UsageError(f"updates must be at least 1, got {updates}")
-    algorithm_class = discover.load("algorithms", algorithm_name)
-    config = config or algorithm_class.Config()
-    loop = loop or Config()
-    algorithm = algorithm_class(transitions, config, seed=seed, updates=updates)
-    sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=seed)
-    asked = {
-        "algorithm": algorithm_class.name,
-        "config": asdict(config),
-        "updates": updates,
-        "sequences": loop.sequences,
-        "context": loop.context,
-        "seed": seed,
-        "data": transitions.fingerprint,
-    }
-    run = _TrainingRun(algorithm, sampler, transitions.spec, loop, asked, Path(out))
+    run = _run_of(transitions, algorithm_name, config, updates, seed, out, loop)
     if not resume:
         run.clear()
     if not run.is_finished():
         run.restore()
         run.learn(progress, tensorboard)
     return run.out
+
+
+def advantages(
+    transitions: Transitions, algorithm_name: str, config: Any = None, *, updates: int, seed: int, out: Path, loop: Config | None = None
+) -> dict[tuple[int, int], npt.NDArray[np.float32]] | None:
+    """What a finished training thinks of the recorded actions: (episode, annotation) -> Q(s, a) - V(s) of each transition (T,).
+
+    Takes the arguments that `train` was called with. None for an algorithm that estimates no advantages (imitation).
+
+    Raises:
+        StaleInput: if `out` holds a training on other data, with other settings or another seed.
+    """
+    run = _run_of(transitions, algorithm_name, config, updates, seed, out, loop)
+    if not hasattr(run.algorithm, "advantages"):
+        return None
+    run.restore()
+    found: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
+    for number, trajectory in enumerate(transitions.trajectories):
+        batch = collate(transitions, [Chunk(number, 0, trajectory.length)])
+        found[trajectory.episode, trajectory.annotation] = run.algorithm.advantages(batch)[batch.acted].numpy().astype(np.float32)
+    return found
 
 
 def updates_within(
@@ -143,6 +150,29 @@ def updates_within(
     for _ in range(trial):
         algorithm.update(sampler.draw())
     return max(1, int(seconds * trial / (time.perf_counter() - begin)))
+
+
+def _run_of(
+    transitions: Transitions, algorithm_name: str, config: Any, updates: int, seed: int, out: Path, loop: Config | None
+) -> _TrainingRun:
+    """A run at its beginning, whatever lies in `out`."""
+    if updates < 1:
+        raise UsageError(f"updates must be at least 1, got {updates}")
+    algorithm_class = discover.load("algorithms", algorithm_name)
+    config = config or algorithm_class.Config()
+    loop = loop or Config()
+    algorithm = algorithm_class(transitions, config, seed=seed, updates=updates)
+    sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=seed)
+    asked = {
+        "algorithm": algorithm_class.name,
+        "config": asdict(config),
+        "updates": updates,
+        "sequences": loop.sequences,
+        "context": loop.context,
+        "seed": seed,
+        "data": transitions.fingerprint,
+    }
+    return _TrainingRun(algorithm, sampler, transitions.spec, loop, asked, Path(out))
 
 
 class _TrainingRun:
