@@ -280,7 +280,7 @@ def test_a_dataset_of_others_under_other_names(tmp_path: Path, monkeypatch: pyte
 STRANGE = (
     "nimm den „roten“ Ball\nund öffne die 🚪, дверь",
     "\"go\" to 'it' \\n {scores} {{ }} %s $HOME `x`",
-    "```json\n{\"scores\": [10]}\n```",
+    '```json\n{"scores": [10]}\n```',
     "<script>alert('x')</script> ]]> &amp; \u202egnorw\u202c \u200b",
     "very long " * 2000,
 )
@@ -362,9 +362,7 @@ def test_frames_leave_the_machine_only_with_consent(data: Path, tmp_path: Path, 
         ("- window", "must hold settings as 'name: value' lines"),
     ],
 )
-def test_settings_in_a_file_are_read_strictly(
-    text: str, message: str, data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]
-) -> None:
+def test_settings_in_a_file_are_read_strictly(text: str, message: str, data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
     (tmp_path / "settings.yaml").write_text(text)
     refused(guerdon("label", data, "--run", tmp_path / "run", "--config", tmp_path / "settings.yaml"), message, status=2)
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from guerdon.algorithms.iql import IQL
+from guerdon.errors import UsageError
 from guerdon.networks import Optimiser, PolicyNetwork
 from guerdon.transitions import Batch, Chunk, Transitions, collate
 from tests.memory import MemoryDataset, MemoryEpisode
@@ -143,3 +144,15 @@ def test_the_policy_prefers_the_action_that_paid() -> None:
         features, _ = algorithm.policy.trunk(batch.rows)
         chances = algorithm.policy.head(features)[0].softmax(-1)
     assert chances[0] > 0.9
+
+
+@pytest.mark.parametrize("wrong", [{"discount": 3.0}, {"expectile": -0.1}, {"target_rate": 2.0}, {"largest_return": 0.0}])
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        IQL.Config(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 127}, {"tile": 0}, {"late_convolutions": -1}])
+def test_networks_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        PolicyNetwork.Config(**wrong)

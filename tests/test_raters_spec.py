@@ -166,3 +166,23 @@ def test_agreements_are_kept_with_the_users_data(tmp_path: Path) -> None:
     require_consent(Remote("vendor.example"), yes=True)
     assert raters.default_consent_path().is_relative_to(tmp_path)
     require_consent(Remote("vendor.example"))
+
+
+def test_a_server_without_a_model_or_an_address_says_what_is_missing() -> None:
+    with pytest.raises(UsageError, match="Write openai-compatible:MODEL@http"):
+        build("openai-compatible")
+
+
+def test_an_agreement_that_cannot_be_kept_is_an_agreement_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    require_consent(Remote("vendor.example"), yes=True, remembered=tmp_path / "file" / "consent.json")
+    assert "could not be kept" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(*_: object, **__: object) -> str:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("platformdirs.user_data_dir", no_home)
+    with pytest.raises(UsageError, match="Set the environment variable HOME"):
+        raters.default_consent_path()

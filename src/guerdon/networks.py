@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guerdon.errors import UsageError
 from guerdon.seeding import stream_seed
 
 
@@ -299,6 +300,13 @@ class PolicyNetwork(nn.Module):
         width: int = 128
         """Width of word features, memory and heads; even."""
 
+        def __post_init__(self) -> None:
+            for name in ("tile", "channels", "layout_numbers", "width"):
+                if getattr(self, name) < 1:
+                    raise UsageError(f"the network's {name} is at least 1, got {getattr(self, name)}")
+            if min(self.early_convolutions, self.late_convolutions) < 0 or self.width % 2:
+                raise UsageError("the network's width is even and its convolutions are not fewer than none")
+
     def __init__(self, pictures: Mapping[str, tuple[int, int]], *, words: int, actions: int, config: Config) -> None:
         """Args: pictures: view -> (height, width) in pixels; words: size of the vocabulary; actions: number of actions."""
         super().__init__()
@@ -325,6 +333,10 @@ class Optimiser:
         """Pull of the weights towards zero."""
         gradient_norm: float = 1.0
         """Longest gradient; longer ones are shortened to it."""
+
+        def __post_init__(self) -> None:
+            if self.learning_rate <= 0 or self.warm_up < 1 or self.weight_decay < 0 or self.gradient_norm <= 0:
+                raise UsageError("learning_rate and gradient_norm are above 0, warm_up is at least 1, weight_decay at least 0")
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: Config, *, updates: int) -> None:
         """Args: parameters: what is fitted; updates: after how many the learning rate reaches zero."""

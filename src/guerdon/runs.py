@@ -29,7 +29,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from guerdon.errors import RunError, StaleInput, WriteFailed
+import platformdirs
+
+from guerdon.errors import RunError, StaleInput, UsageError, WriteFailed
 
 FORMAT = 1
 
@@ -48,6 +50,14 @@ def package_version() -> str:
         return version("guerdon")
     except PackageNotFoundError:
         return "unknown"
+
+
+def user_data_folder() -> Path:
+    """The folder of this user for what outlives a run: the reply store, agreements. Raises UsageError if the user has no home."""
+    try:
+        return Path(platformdirs.user_data_dir("guerdon", appauthor=False))
+    except RuntimeError:
+        raise UsageError("this user has no home folder to keep replies in", cure="Set the environment variable HOME.") from None
 
 
 def command_line() -> str:

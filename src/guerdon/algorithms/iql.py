@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from guerdon.errors import UsageError
 from guerdon.interfaces import Algorithm
 from guerdon.losses import advantage_weight, expectile_loss, masked_mean, temporal_difference_target, weighted_cloning_loss
 from guerdon.networks import Optimiser, PolicyNetwork, Sequences, Trunk, head, scale_gradient, seeded
@@ -93,6 +94,13 @@ class IQL(Algorithm):
         """The network of policy, value and critics."""
         optimiser: Optimiser.Config = field(default_factory=Optimiser.Config)
         """How the network is fitted."""
+
+        def __post_init__(self) -> None:
+            for name in ("discount", "expectile", "target_rate", "critic_share"):
+                if not 0 <= getattr(self, name) <= 1:
+                    raise UsageError(f"{name} lies in [0, 1], got {getattr(self, name)}")
+            if self.inverse_temperature < 0 or self.weight_ceiling <= 0 or self.largest_return <= 0:
+                raise UsageError("inverse_temperature is not negative; weight_ceiling and largest_return are above 0")
 
     def __init__(self, transitions: Transitions, config: Config, *, seed: int, updates: int) -> None:
         """Args: transitions: what will be learned from; seed: of the initial weights; updates: how many there will be."""

@@ -31,12 +31,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import platformdirs
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from guerdon.errors import StoreError, WriteFailed
 from guerdon.records import CAUSES, Cause, Failure, Rater, Reply, Request, Usage, canonical_json
+from guerdon.runs import user_data_folder
 
 STORE_VARIABLE = "GUERDON_STORE"
 """Environment variable that names another store file than the user's own."""
@@ -206,7 +206,7 @@ Result = TypeVar("Result")
 def default_path() -> Path:
     """The user's own store: `$GUERDON_STORE`, or `replies.sqlite` in the data directory of the user."""
     named = os.environ.get(STORE_VARIABLE)
-    return Path(named) if named else Path(platformdirs.user_data_dir("guerdon", appauthor=False)) / "replies.sqlite"
+    return Path(named) if named else user_data_folder() / "replies.sqlite"
 
 
 @dataclass(frozen=True)

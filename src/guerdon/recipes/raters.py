@@ -17,12 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from guerdon import discover
-from guerdon.errors import ConsentNeeded, UnknownName, UsageError
+from guerdon.errors import ConsentNeeded, UnknownName, UsageError, WriteFailed
 from guerdon.interfaces import Provider
-from guerdon.runs import read_json, write_json
+from guerdon.runs import read_json, user_data_folder, write_json
 
 _CHAT = "chat"
 """The file behind all vendor prefixes; not a name of its own."""
@@ -51,6 +49,8 @@ def build(spec: str, *, config: Any = None, **context: Any) -> Provider:
         return _construct(discover.load("providers", name), argument, config, context)
     chat = discover.load("providers", _CHAT)
     if ":" not in spec:
+        if name == _COMPATIBLE:
+            raise UsageError("names no model and no server", where=spec, cure=f"Write {_COMPATIBLE}:MODEL@http://HOST:PORT/v1.")
         raise _unknown(name)
     try:
         return _construct(chat, spec, config, context)
@@ -80,7 +80,7 @@ def _unknown(name: str) -> UnknownName:
 
 def default_consent_path() -> Path:
     """The user's own list of hosts agreed to."""
-    return Path(platformdirs.user_data_dir("guerdon", appauthor=False)) / "consent.json"
+    return user_data_folder() / "consent.json"
 
 
 def require_consent(
@@ -102,12 +102,18 @@ def require_consent(
         ConsentNeeded: if the user does not agree, or cannot be asked.
         RunError: if the list of agreements is damaged.
     """
-    host, path = provider.remote, remembered or default_consent_path()
+    host = provider.remote
+    if not host:
+        return
+    path = remembered or default_consent_path()
     agreed: dict[str, str] = read_json(path) if path.is_file() else {}
-    if not host or host in agreed:
+    if host in agreed:
         return
     print(f"Pictures, instructions and actions of the dataset will be sent to {host} ({provider.rater.name}).", file=sys.stderr)
     ask = question or (input if sys.stdin.isatty() and sys.stderr.isatty() else None)
     if not yes and (ask is None or ask("Send them? [y/N] ").strip().lower() not in ("y", "yes")):
         raise ConsentNeeded(f"nobody has agreed to frames being sent to {host}", cure="Agree to it once with --yes.")
-    write_json(path, {**agreed, host: datetime.now(UTC).isoformat(timespec="seconds")})
+    try:
+        write_json(path, {**agreed, host: datetime.now(UTC).isoformat(timespec="seconds")})
+    except WriteFailed as error:  # agreed all the same; it will be asked again
+        print(f"note: the agreement could not be kept: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from guerdon.errors import PolicyError, RunError
@@ -45,7 +45,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str
     """Writes tensors and a JSON record as one safetensors file, whole or not at all. Raises WriteFailed."""
     with writing(path) as temporary:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(copies, temporary, {"record": json.dumps(record)})
+        temporary.write_bytes(save(copies, {"record": json.dumps(record)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
