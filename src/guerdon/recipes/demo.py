@@ -45,7 +45,7 @@ class Config:
     """Demonstrations of each."""
     seeds: int = 2
     """Policies trained for each arm."""
-    updates: int = 800
+    updates: int = 1000
     """Gradient steps of each policy."""
     per_length: int = 5
     """Tasks of each length that policies are evaluated on."""
