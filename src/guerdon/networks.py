@@ -335,8 +335,8 @@ class Optimiser:
         """Longest gradient; longer ones are shortened to it."""
 
         def __post_init__(self) -> None:
-            if self.learning_rate <= 0 or self.warm_up < 1 or self.weight_decay < 0 or self.gradient_norm <= 0:
-                raise UsageError("learning_rate and gradient_norm are above 0, warm_up is at least 1, weight_decay at least 0")
+            if self.warm_up < 1 or self.gradient_norm <= 0 or min(self.learning_rate, self.weight_decay) < 0:
+                raise UsageError("learning_rate and weight_decay are not negative, gradient_norm is above 0, warm_up at least 1")
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: Config, *, updates: int) -> None:
         """Args: parameters: what is fitted; updates: after how many the learning rate reaches zero."""
