@@ -135,7 +135,7 @@ def test_a_prompt_file_replaces_the_texts_and_the_version(tmp_path: Path) -> Non
     assert request is not None
     assert request.messages[0].text == "look: go to the red ball, then open the $5 door"
     assert request.system == "s"
-    assert method.version != RgVlm().version
+    assert len({made.version for made in (method, RgVlm(), RgVlm(RgVlm.Config(note="red is you")), RgVlm(RgVlm.Config(tile=64)))}) == 4
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +34,7 @@ from guerdon.records import (
     Sample,
     State,
     Transcript,
+    canonical_json,
     digest,
 )
 
@@ -116,7 +117,8 @@ class RgVlm(Method):
         self.config = config or self.Config()
         self.prompt = Prompt.load(self.config.prompt)
         self.recipe = MosaicRecipe(tile=self.config.tile)
-        self.version = f"1 {self.prompt.version[:17]}"
+        shown = canonical_json([self.config.note, asdict(self.recipe)])
+        self.version = f"1 {digest(self.prompt.version, shown)[:17]}"
         self.score_rater = score_rater
 
     def next(self, sample: Sample, exchanges: Sequence[Exchange]) -> Request | None:

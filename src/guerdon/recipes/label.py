@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,12 @@ def truth_of(dataset: Dataset) -> Callable[[Subject], npt.NDArray[np.floating[An
     if not len(dataset) or "contribution" not in dataset.privileged(0):
         return None
 
+    @lru_cache(maxsize=64)  # every window of an episode asks twice
+    def contribution(episode: int) -> npt.NDArray[np.floating[Any]]:
+        return dataset.privileged(episode)["contribution"]
+
     def truth(subject: Subject) -> npt.NDArray[np.floating[Any]]:
-        return dataset.privileged(subject.episode)["contribution"][subject.start : subject.stop]
+        return contribution(subject.episode)[subject.start : subject.stop]
 
     return truth
 
