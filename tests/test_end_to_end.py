@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import guerdon
+from guerdon import discover
 from guerdon.datasets.minari import MinariDataset
 from guerdon.evaluation.baselines import ReplayActor
 from guerdon.evaluation.tasks import TaskList
@@ -136,3 +138,12 @@ def test_in_a_notebook(line: Path, tmp_path: Path) -> None:
     assert asyncio.run(cells()).is_file()
     assert guerdon.report(run=tmp_path / "run").is_file(), "it can be called again"
     assert (tmp_path / "run/labels/rg_vlm.parquet").read_bytes() == (line / "run/labels/rg_vlm.parquet").read_bytes()
+
+
+def test_a_policy_meets_only_a_world_with_its_own_actions(line: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(line / "run", run, ignore=shutil.ignore_patterns("evaluations"))
+    world = discover.load("envs", "babyai")
+    monkeypatch.setattr(world, "action_names", tuple(reversed(world.action_names)))
+    with pytest.raises(guerdon.GuerdonError, match="the policy acts with"):
+        guerdon.evaluate(run=run, arms=("both",), per_length=1, rollouts=0, jobs=1, quiet=True)

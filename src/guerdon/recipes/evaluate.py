@@ -15,7 +15,7 @@ from guerdon import discover
 from guerdon.errors import RunError, UsageError
 from guerdon.evaluation.baselines import RandomActor, ReplayActor
 from guerdon.evaluation.tasks import TaskList, recorded_lengths, task_list
-from guerdon.interfaces import Actor, Dataset
+from guerdon.interfaces import Actor, Dataset, Environment
 from guerdon.recipes.data import dataset_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
@@ -157,7 +157,7 @@ def _evaluate_one(job: Job, progress: Progress) -> None:
         return
     began = time.monotonic()
     environment = discover.load("envs", tasks.tasks[0].environment)
-    actor = _actor(run, job, dataset, tasks)
+    actor = _actor(run, job, dataset, tasks, environment)
     results = run_tasks(actor, tasks.tasks, environment, keep_frames=frozenset(job.films), progress=progress)
     rows = [_row(job, result) for result in results]
     with writing(part) as temporary:
@@ -175,7 +175,8 @@ def _is_whole(part: Path, episodes: int) -> bool:
         return False
 
 
-def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList) -> Actor:
+def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList, world: type[Environment]) -> Actor:
+    """What acts. Raises PolicyError if a policy's actions are not those of the world."""
     if job.arm == "random":
         return RandomActor(job.seed, len(dataset.action_names))
     if job.arm == "replay":
@@ -184,7 +185,9 @@ def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList) -> Actor:
     from guerdon.training.policy import load_policy
 
     use_one_thread()
-    return load_policy(_policy_folder(run, job))
+    policy = load_policy(_policy_folder(run, job))
+    policy.spec.check_actions(world.action_names)
+    return policy
 
 
 def _of_training(run: Run, job: Job) -> dict[str, Any]:
