@@ -11,7 +11,10 @@
     ├── ProviderError         a rater cannot be asked at all (before or instead of a single failed request)
     │   ├── AuthenticationRefused
     │   ├── QuotaExhausted
+    │   ├── RaterUnreachable
     │   └── ConsentNeeded     frames would leave this machine and nobody has agreed to that
+    ├── CeilingReached        the next request could cost more than the user allows
+    ├── BadPilot              a trial of a few windows says that the labels would not be worth their price
     ├── RewardError           an expression or a reward column that cannot be computed
     ├── PolicyError           a policy that does not fit what it is asked to act on
     ├── EnvironmentFailed     a simulator could not be built, or a task cannot be carried out in it
@@ -102,8 +105,20 @@ class QuotaExhausted(ProviderError):
     """The account has no quota left; asking on would only fail."""
 
 
+class RaterUnreachable(ProviderError):
+    """Nothing but failures came from the rater for so long that asking on is useless."""
+
+
 class ConsentNeeded(ProviderError):
     """Frames would leave this machine and nobody has agreed to that yet."""
+
+
+class CeilingReached(GuerdonError):
+    """The next request could cost more than the user allows for the run. Everything answered so far is kept."""
+
+
+class BadPilot(GuerdonError):
+    """A trial of a few windows says that the labels would not be worth their price."""
 
 
 class RewardError(GuerdonError):

@@ -7,10 +7,10 @@ Classes here are abstract; classes elsewhere are final: vary behaviour by wrappi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from guerdon.records import (
     Failure,
     Frames,
     Label,
+    Price,
+    Quote,
     Rater,
     Reply,
     Request,
@@ -104,15 +106,69 @@ class Provider(ABC):
     rater: Rater
     remote: str = ""
     """Host that frames are sent to; empty if they stay on this machine. Asking a remote provider needs the user's consent."""
+    price: Price | None = None
+    """What the user says that it costs; wins over any price list."""
 
     @abstractmethod
     async def ask(self, request: Request, *, repeat: int = 0) -> Reply | Failure:
         """Asks once: exactly one call, no retries. Returns a Failure instead of raising; raises only ProviderError, when every further
         request would fail in the same way before being sent. `repeat` tells equal questions apart, for raters with a random state."""
 
+    def quote(self, request: Request) -> Quote | None:
+        """The most that one attempt at `request` can cost: all its input, the whole allowance of output and thinking. None if unknown."""
+        del request
+        return None
+
+    def batches(self) -> Batches | None:
+        """The vendor's queue for requests that may wait, at a lower price; None if it has none."""
+        return None
+
     async def close(self) -> None:
         """Gives connections back. Nothing may be asked afterwards."""
         return
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """How a vendor says that a batch stands."""
+
+    state: Literal["running", "ended", "failed"]
+    """`ended`: results can be fetched, perhaps not for every request; `failed`: the vendor did none of it."""
+    finished: int = 0
+    """Requests that have an outcome."""
+
+
+class Batches(ABC):
+    """A vendor's queue for requests that may wait for up to a day. Knows nothing of the store: who uses it writes the intent down first."""
+
+    largest: int
+    """The most requests in one batch."""
+
+    @abstractmethod
+    def quote(self, request: Request) -> Quote | None:
+        """As `Provider.quote`, at the price of batches."""
+
+    @abstractmethod
+    async def create(self, marker: str, requests: Mapping[str, tuple[Request, int]]) -> str | Failure:
+        """Hands over requests: id -> (request, repeat). Returns the vendor's name of the batch. `marker` is a name of ours that is put
+        where `find` can see it. Exactly one batch comes into being, or none."""
+
+    @abstractmethod
+    async def find(self, marker: str, *, since: float, size: int) -> str | Failure | None:
+        """The vendor's name of the batch that was handed over under `marker` (not before `since`, with `size` requests), if it arrived."""
+
+    @abstractmethod
+    async def status(self, batch: str) -> BatchStatus | Failure:
+        """How a batch stands. A Failure says that the question failed, not the batch."""
+
+    @abstractmethod
+    def results(self, batch: str, requests: Mapping[str, tuple[Request, int]]) -> AsyncIterator[tuple[str, Reply | Failure]]:
+        """What became of each request of an ended batch, in any order; a request that has no result is left out.
+        Raises ProviderError if the list cannot be fetched now."""
+
+    @abstractmethod
+    async def cancel(self, batch: str) -> None:
+        """Asks the vendor to do no more of it. What is done by then can still be fetched."""
 
 
 class Method(ABC):
@@ -123,6 +179,8 @@ class Method(ABC):
     """Changes whenever the prompts or the reading change what is asked."""
     scale: tuple[float, float]
     """Lowest and highest value of a label."""
+    vote: ClassVar[Literal["median", "majority"]] = "median"
+    """How several independent answers to one question become one label: the median of scores, the majority of classes."""
 
     @abstractmethod
     def next(self, sample: Sample, exchanges: Sequence[Exchange]) -> Request | None:

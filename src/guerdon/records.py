@@ -168,6 +168,33 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class PictureFormat:
+    """How pictures travel to a rater.
+
+    Raises:
+        ValueError: for a quality outside 1..100.
+    """
+
+    name: Literal["png", "jpeg"] = "png"
+    """PNG changes no pixel; JPEG is smaller for camera pictures and blurs them a little."""
+    quality: int = 90
+    """Of JPEG, 1..100; means nothing for PNG."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"the quality of JPEG is 1 to 100, got {self.quality}")
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.name}"
+
+    @property
+    def text(self) -> str:
+        """For a rater's settings: "png" or "jpeg 90"."""
+        return self.name if self.name == "png" else f"{self.name} {self.quality}"
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture in a request: identity and pixels.
 
@@ -178,12 +205,13 @@ class Picture:
     pixels: Frames = field(compare=False, repr=False)
     """(H, W, 3) uint8 RGB."""
 
-    def png(self) -> bytes:
-        """The picture as PNG (lossless)."""
+    def encoded(self, form: PictureFormat) -> bytes:
+        """The picture as the bytes of a file."""
         from PIL import Image
 
         stream = BytesIO()
-        Image.fromarray(self.pixels).save(stream, format="PNG", compress_level=6)
+        options = {"compress_level": 6} if form.name == "png" else {"quality": form.quality}
+        Image.fromarray(self.pixels).save(stream, format=form.name.upper(), **options)
         return stream.getvalue()
 
 
@@ -301,6 +329,41 @@ class Usage:
     """Includes thinking tokens."""
     dollars: float | None = None
     """Price in US dollars; None if no price is known. Zero is a price."""
+    thinking_tokens: int | None = None
+    """Those of the output tokens that were spent on thinking."""
+    cached_tokens: int | None = None
+    """Those of the input tokens that the vendor read from its cache."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a model costs, in US dollars per million tokens.
+
+    Raises:
+        ValueError: for a price that is negative or not finite.
+    """
+
+    input: float
+    output: float
+
+    def __post_init__(self) -> None:
+        if not all(np.isfinite(value) and value >= 0 for value in (self.input, self.output)):
+            raise ValueError(f"prices are finite and not negative, got {self.input} and {self.output}")
+
+    def dollars(self, input_tokens: int, output_tokens: int) -> float:
+        """Price of so many tokens."""
+        return (self.input * input_tokens + self.output * output_tokens) / 1e6
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The most that one attempt at a request can consume and cost. What is reserved before it is sent."""
+
+    input_tokens: int
+    output_tokens: int
+    """The whole allowance, thinking included."""
+    dollars: float | None
+    """None if no price is known. Zero is a price."""
 
 
 @dataclass(frozen=True)

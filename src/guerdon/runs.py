@@ -21,6 +21,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -151,6 +152,9 @@ class Run:
         if not named or not isinstance(dataset.get("options", {}), dict):
             raise RunError("does not say which dataset the run is about", where=str(path / "run.json"), cure="Begin a new run folder.")
         self.path = path
+        named_itself = record.get("id")
+        self.id: str = named_itself if isinstance(named_itself, str) and named_itself else _id_by_place(path, dataset["fingerprint"])
+        """Under which the run's spending is kept: the same wherever the folder is moved."""
         self.dataset_path = Path(dataset["path"])
         self.dataset_fingerprint: str = dataset["fingerprint"]
         self.dataset_options: dict[str, Any] = dataset.get("options", {})
@@ -176,7 +180,7 @@ class Run:
             if path.exists() and (not path.is_dir() or any(found.suffix != _UNFINISHED for found in path.iterdir())):
                 raise RunError("exists and is not a run folder", where=str(path), cure="Choose a new folder for --run.")
             dataset = {"path": os.path.abspath(dataset_path), "fingerprint": fingerprint, "options": dict(options or {})}
-            write_json(path / "run.json", {"format": FORMAT, "dataset": dataset})
+            write_json(path / "run.json", {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": dataset})
         run = cls(path)
         if run.dataset_fingerprint != fingerprint:
             if run.dataset_options != dict(options or {}) and run.dataset_path == Path(os.path.abspath(dataset_path)):
@@ -238,3 +242,8 @@ def _mapping(path: Path, *sections: str) -> dict[str, Any]:
 
 def _shown(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in sorted(options.items())) or "(none)"
+
+
+def _id_by_place(path: Path, fingerprint: str) -> str:
+    """For run folders that were begun without an id. Paths are bytes, not text."""
+    return f"{fingerprint}/{path.resolve()}".encode("utf-8", "backslashreplace").decode()

@@ -13,9 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from dataclasses import replace
 from typing import Any, get_args
 from urllib.parse import SplitResult, urlsplit
 
@@ -29,7 +27,8 @@ from pydantic_ai.settings import ModelSettings
 
 from guerdon.errors import AuthenticationRefused, ProviderError, UnknownName, UsageError
 from guerdon.interfaces import Provider
-from guerdon.records import Cause, Failure, Message, Rater, Reply, Request, Usage
+from guerdon.providers._settings import ChatConfig, remote_host, sendable, short_code
+from guerdon.records import Cause, Failure, Message, PictureFormat, Rater, Reply, Request, Usage
 
 COMPATIBLE = "openai-compatible"
 """Prefix of servers that speak OpenAI's chat completions at a URL of their own."""
@@ -42,31 +41,9 @@ _NOT_CHAT = frozenset({"test", "openai-decisions", "google-decisions", "typesafe
 class Chat(Provider):
     """A vendor's chat model, or one on a server that speaks OpenAI's protocol."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Settings of chat raters.
+    Config = ChatConfig
 
-        Raises:
-            UsageError: if a number is out of its range.
-        """
-
-        temperature: float = 0.0
-        """Randomness of the answers; 0 for as little as the model allows. Left out for models that refuse it."""
-        max_output_tokens: int = 8192
-        """Longest answer, thinking included; a longer one is cut off and counts as failed (truncated)."""
-        timeout: float = 120.0
-        """Seconds after which a request is given up."""
-        seed: int | None = None
-        """Seed of the vendor's sampling, for vendors that take one; independent answers to one question count up from it."""
-
-        def __post_init__(self) -> None:
-            if not 0 <= self.temperature <= 2:
-                raise UsageError(f"temperature is a number from 0 to 2, got {self.temperature}", where="chat")
-            if self.max_output_tokens < 1 or not 0 < self.timeout < float("inf"):
-                got = f"{self.max_output_tokens} and {self.timeout}"
-                raise UsageError(f"max_output_tokens and timeout are positive, got {got}", where="chat")
-
-    def __init__(self, name: str, config: Config | None = None) -> None:
+    def __init__(self, name: str, config: ChatConfig | None = None) -> None:
         """`name`: PREFIX:MODEL or openai-compatible:MODEL@URL.
 
         Raises:
@@ -83,7 +60,7 @@ class Chat(Provider):
         self._settings = self._effective_settings(prefix)
         self._native_schema = bool(self._model.profile.get("supports_json_schema_output", False))
         url = self._model.base_url or ""
-        self.remote = _remote(url, prefix)
+        self.remote = remote_host(url, prefix)
         self.rater = Rater(
             provider=prefix,
             model=self._model.model_name,
@@ -91,11 +68,12 @@ class Chat(Provider):
             settings={
                 **{name: self._settings[name] for name in ("temperature", "max_tokens", "seed") if name in self._settings},
                 "schema": "native" if self._native_schema else "instructed",
+                **self.config.picture_settings,
             },
         )
 
     @classmethod
-    def build(cls, argument: str = "", *, config: Config | None = None) -> Chat:
+    def build(cls, argument: str = "", *, config: ChatConfig | None = None) -> Chat:
         """The rater called ARGUMENT, e.g. `google:gemini-2.5-flash`. Raises as the constructor does."""
         return cls(argument, config)
 
@@ -126,7 +104,7 @@ class Chat(Provider):
             ProviderError: if the vendor does not know the model: every further request would fail in the same way.
         """
         schema = request.answer.schema()
-        conversation = await _conversation(request, None if self._native_schema else schema)
+        conversation = await _conversation(request, None if self._native_schema else schema, self.config.picture_format)
         settings, parameters = self._settings_of(repeat), self._parameters(schema)
         began = time.perf_counter()
         try:
@@ -231,17 +209,6 @@ def _takes_temperature(profile: Any) -> bool:
     )
 
 
-def _remote(url: str, prefix: str) -> str:
-    host = urlsplit(url).hostname
-    if host is None:
-        return prefix
-    try:
-        here = ip_address(host).is_loopback
-    except ValueError:
-        here = host == "localhost"
-    return "" if here else host
-
-
 def _is_redirected(url: str) -> bool:
     """Whether the user's environment, not the vendor, says where the requests go."""
     named = (value for name, value in os.environ.items() if name.endswith(("_BASE_URL", "_ENDPOINT")))
@@ -251,26 +218,23 @@ def _is_redirected(url: str) -> bool:
 # --- request ------------------------------------------------------------------------------------------------------------------------
 
 
-async def _conversation(request: Request, schema: dict[str, Any] | None) -> list[chat.ModelMessage]:
+async def _conversation(request: Request, schema: dict[str, Any] | None, form: PictureFormat) -> list[chat.ModelMessage]:
     """The turns of a request. A schema that the model cannot take as such is put into words."""
     in_words = f"Answer with one JSON object and nothing else. Its schema: {json.dumps(schema)}" if schema else ""
-    system = "\n\n".join(filter(None, (_sendable(request.system), in_words)))
-    *earlier, last = [await _turn(message) for message in request.messages]
+    system = "\n\n".join(filter(None, (sendable(request.system), in_words)))
+    *earlier, last = [await _turn(message, form) for message in request.messages]
     # One system message, not two: more than one is refused by many open models.
     return [*earlier, replace(last, instructions=system or None) if isinstance(last, chat.ModelRequest) else last]
 
 
-async def _turn(message: Message) -> chat.ModelRequest | chat.ModelResponse:
+async def _turn(message: Message, form: PictureFormat) -> chat.ModelRequest | chat.ModelResponse:
     if message.role == "assistant":
-        return chat.ModelResponse(parts=[chat.TextPart(_sendable(message.text))])
+        return chat.ModelResponse(parts=[chat.TextPart(sendable(message.text))])
     # Pictures come before the text, as the vendors advise. Compressing them takes milliseconds, hence a thread.
-    pictures = [chat.BinaryContent(await asyncio.to_thread(picture.png), media_type="image/png") for picture in message.pictures]
-    return chat.ModelRequest(parts=[chat.UserPromptPart([*pictures, _sendable(message.text)])])
-
-
-def _sendable(text: str) -> str:
-    """`text` without lone surrogates, which no vendor's JSON can carry."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    pictures = [
+        chat.BinaryContent(await asyncio.to_thread(picture.encoded, form), media_type=form.media_type) for picture in message.pictures
+    ]
+    return chat.ModelRequest(parts=[chat.UserPromptPart([*pictures, sendable(message.text)])])
 
 
 # --- response -----------------------------------------------------------------------------------------------------------------------
@@ -282,7 +246,7 @@ def _outcome(response: chat.ModelResponse, usage: Usage, seconds: float) -> Repl
     reason = str(details.get("finish_reason") or details.get("block_reason") or response.finish_reason or "")
 
     def failure(cause: Cause, *, final: bool) -> Failure:
-        return Failure(cause, final=final, code=_code([reason], cause), usage=usage, seconds=seconds)
+        return Failure(cause, final=final, code=short_code([reason], cause), usage=usage, seconds=seconds)
 
     if response.finish_reason == "content_filter":
         return failure("refusal" if "refusal" in details or reason == "refusal" else "blocked", final=True)
@@ -326,7 +290,7 @@ def _failure(error: Exception, seconds: float) -> Failure:
     return Failure(
         cause,
         final=final,
-        code=_code([getattr(error, "provider_error_code", None), getattr(error, "provider_error_type", None)], type(error).__name__),
+        code=short_code([getattr(error, "provider_error_code", None), getattr(error, "provider_error_type", None)], type(error).__name__),
         status=getattr(error, "status_code", None),
         retry_after=getattr(error, "retry_after", None),
         seconds=seconds,
@@ -347,12 +311,3 @@ def _cause(error: Exception) -> tuple[Cause, bool]:
     if isinstance(error, OSError):
         return "network", False
     return "unreadable", False  # a body that is no answer: HTML from a proxy, JSON of another shape
-
-
-def _code(candidates: Iterable[object], otherwise: str) -> str:
-    """The first candidate that looks like a short code and holds no secret."""
-    secrets = [value for name, value in os.environ.items() if name.endswith(("_KEY", "_TOKEN")) and len(value) >= 8]
-    for candidate in candidates:
-        if isinstance(candidate, str) and re.fullmatch(r"[A-Za-z][\w.-]{0,47}", candidate) and not any(s in candidate for s in secrets):
-            return candidate
-    return otherwise

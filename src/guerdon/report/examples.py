@@ -19,7 +19,7 @@ from guerdon.errors import GuerdonError
 from guerdon.frames import mosaic
 from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet
-from guerdon.records import Label
+from guerdon.records import Label, PictureFormat
 
 PER_KIND = 3
 _WINDOW = 8
@@ -177,7 +177,7 @@ def _with_picture(window: Example, dataset: Dataset) -> Example:
     except (GuerdonError, KeyError, OSError) as error:
         why = str(error) if isinstance(error, GuerdonError) else f"view '{window.view}' cannot be read ({type(error).__name__})"
         return replace(window, missing=why)
-    return replace(window, picture=data_uri(mosaic(frames).png(), "image/png"))
+    return replace(window, picture=data_uri(mosaic(frames).encoded(PictureFormat()), "image/png"))
 
 
 def data_uri(data: bytes, media_type: str) -> str:
