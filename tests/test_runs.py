@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from guerdon.errors import RunError, StaleInput, WriteFailed
-from guerdon.runs import Manifest, Run, read_json, write_json, writing
+from guerdon.runs import Manifest, Run, read_json, without_password, write_json, writing
 
 
 def begin(path: Path, fingerprint: str = "s256:one") -> Run:
@@ -93,3 +93,22 @@ def test_manifests_refuse_numbers_that_json_has_not(tmp_path: Path) -> None:
         write_json(tmp_path / "x.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
     assert json.loads(json.dumps(Manifest({}, {}).to_record()))["format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("guerdon label d --store postgresql://ann:s3cret@host:5432/db", "guerdon label d --store postgresql://ann:***@host:5432/db"),
+        ("--store=postgres://ann:p@ss:word@host/db --run r", "--store=postgres://ann:***@host/db --run r"),
+        ("openai-compatible:m@http://host:8000/v1", "openai-compatible:m@http://host:8000/v1"),
+    ],
+)
+def test_no_password_of_a_url_is_kept(text: str, shown: str) -> None:
+    assert without_password(text) == shown
+
+
+def test_a_run_keeps_its_id_wherever_it_is_moved(tmp_path: Path) -> None:
+    begun = begin(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert Run.open(tmp_path / "moved").id == begun.id
+    assert begin(tmp_path / "other").id != begun.id

@@ -158,3 +158,32 @@ def test_settings_that_leave_transitions_out_are_refused(settings: dict[str, int
 def test_continuous_actions_are_written_short() -> None:
     actions = np.array([[0.254, -1.0, -0.001], [12345.6, 0.0, 1e-9]], np.float32)
     assert action_texts(actions, ()) == ("(0.25, -1, 0)", "(1.23e+04, 0, 0)")
+
+
+def drawn(dataset: MemoryDataset, **settings: Any) -> set[Subject]:
+    return {sample.subject for sample in select(dataset, Config(window=2, **settings))}
+
+
+def test_a_share_of_the_windows_is_drawn_and_smaller_draws_are_part_of_larger_ones() -> None:
+    dataset = whole(*[20] * 10)  # 100 windows of 2
+    draws = [drawn(dataset, fraction=share) for share in (0.05, 0.2, 0.501, 1.0)]
+    assert [len(draw) for draw in draws] == [5, 20, 51, 100]
+    assert draws[0] < draws[1] < draws[2] < draws[3]
+    assert drawn(dataset, sample=5) == draws[0]
+    assert len({subject.episode for subject in draws[1]}) > 5  # not the first episodes only
+    assert drawn(dataset, sample=5, seed=1) != draws[0]
+    assert len(drawn(dataset, sample=1000)) == 100
+
+
+def test_the_survey_counts_what_is_drawn() -> None:
+    dataset = MemoryDataset([MemoryEpisode(12, annotations=ANNOTATED), MemoryEpisode(5, annotations=(Annotation("lift it"),))])
+    found = survey(dataset, Config(sample=3))
+    chosen = list(select(dataset, Config(sample=3)))
+    assert (found.samples, found.transitions) == (3, sum(sample.segment.length for sample in chosen))
+    assert found.without_spans == ()
+
+
+@pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"fraction": 1.1}, {"sample": 0}, {"fraction": 0.5, "sample": 3}])
+def test_draws_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Config(**settings)

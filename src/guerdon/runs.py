@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -62,9 +63,14 @@ def user_data_folder() -> Path:
 
 
 def command_line() -> str:
-    """The command that this process (or the one that started it) was called with; empty for calls from Python."""
+    """The command that this process (or the one that started it) was called with, without passwords; empty for calls from Python."""
     program = Path(sys.argv[0]).name if sys.argv else ""
-    return shlex.join(["guerdon", *sys.argv[1:]]) if program in ("guerdon", "__main__.py") else ""
+    return without_password(shlex.join(["guerdon", *sys.argv[1:]])) if program in ("guerdon", "__main__.py") else ""
+
+
+def without_password(text: str) -> str:
+    """`text` with the password of every URL in it replaced by stars."""
+    return re.sub(r"(\w://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ exactly once for each annotation. Reads the episodes' facts and actions; picture
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from guerdon.errors import DatasetError, UsageError
 from guerdon.interfaces import Dataset
-from guerdon.records import Annotation, EpisodeInfo, Frames, Sample, Segment, Span
+from guerdon.records import Annotation, EpisodeInfo, Frames, Sample, Segment, Span, digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,20 @@ class Config:
     """Numbers of the episodes to judge; all of them if not given."""
     annotations: Literal["first", "all"] = "all"
     """Judge each episode by the first of its wordings or by all of them."""
+    fraction: float = 1.0
+    """Share of the windows to judge, drawn evenly at random; what a smaller share selects is part of what a larger one does."""
+    sample: int | None = None
+    """Number of windows to judge, drawn in the same way, instead of a share."""
+    seed: int = 0
+    """Seed of the draw."""
 
     def __post_init__(self) -> None:
+        if not 0.0 < self.fraction <= 1.0:
+            raise UsageError(f"fraction is a share above 0 and up to 1, got {self.fraction}")
+        if self.sample is not None and self.sample < 1:
+            raise UsageError(f"sample is a number of windows, at least 1, got {self.sample}")
+        if self.sample is not None and self.fraction != 1.0:
+            raise UsageError("both a fraction and a sample are given", cure="Give one of them.")
         if self.window < 1 or self.min_tail < 1 or self.step < 1:
             raise UsageError("window, stride and min_tail are at least 1")
         if self.step > self.window:
@@ -93,10 +106,12 @@ def survey(dataset: Dataset, config: Config | None = None) -> Selection:
     with a dataset is said before the first question is paid for."""
     config = config or Config()
     _views(dataset, config)
+    last = _last_rank(dataset, config)
     samples = transitions = 0
     chosen, empty, without_spans = 0, [], []
     for info in _episodes(dataset, config):
-        cuts = list(_cuts(dataset, info, config))
+        whole = list(_cuts(dataset, info, config))
+        cuts = [cut for cut in whole if _is_drawn(info, cut, config, last)]
         _action_names(dataset, info)
         samples += len(cuts)
         covered = {(annotation, step) for annotation, _, start, stop in cuts for step in range(start, stop)}
@@ -104,7 +119,7 @@ def survey(dataset: Dataset, config: Config | None = None) -> Selection:
         chosen += bool(cuts)
         if info.length == 0:
             empty.append(info.index)
-        elif not cuts:
+        elif not whole:
             without_spans.append(info.index)
     return Selection(samples, transitions, chosen, tuple(empty), tuple(without_spans))
 
@@ -118,9 +133,13 @@ def select(dataset: Dataset, config: Config | None = None) -> Iterator[Sample]:
     """
     config = config or Config()
     views = _views(dataset, config)
+    last = _last_rank(dataset, config)
     for info in _episodes(dataset, config):
         names = _action_names(dataset, info)
-        for annotation, text, start, stop in _cuts(dataset, info, config):
+        for cut in _cuts(dataset, info, config):
+            if not _is_drawn(info, cut, config, last):
+                continue
+            annotation, text, start, stop = cut
             yield Sample(
                 segment=Segment(info.index, start, stop, views),
                 instruction=text,
@@ -166,7 +185,29 @@ def _action_names(dataset: Dataset, info: EpisodeInfo) -> tuple[str, ...]:
     return action_texts(dataset.actions(info.index), dataset.action_names) if info.length else ()
 
 
-def _cuts(dataset: Dataset, info: EpisodeInfo, config: Config) -> Iterator[tuple[int, str, int, int]]:
+_Cut = tuple[int, str, int, int]
+
+
+def _last_rank(dataset: Dataset, config: Config) -> str | None:
+    """Rank of the last window that is drawn; None if all are."""
+    if config.sample is None and config.fraction == 1.0:
+        return None
+    ranks = sorted(_rank(info, cut, config) for info in _episodes(dataset, config) for cut in _cuts(dataset, info, config))
+    count = config.sample or math.ceil(config.fraction * len(ranks))
+    return ranks[min(count, len(ranks)) - 1] if ranks else None
+
+
+def _is_drawn(info: EpisodeInfo, cut: _Cut, config: Config, last: str | None) -> bool:
+    return last is None or _rank(info, cut, config) <= last
+
+
+def _rank(info: EpisodeInfo, cut: _Cut, config: Config) -> str:
+    """A window's place in a random order that depends on nothing but the seed and the window, so that draws of any size nest."""
+    annotation, _, start, stop = cut
+    return digest("guerdon draw 1", f"{config.seed}/{info.index}/{annotation}/{start}/{stop}")
+
+
+def _cuts(dataset: Dataset, info: EpisodeInfo, config: Config) -> Iterator[_Cut]:
     """(annotation, words, start, stop) of every window of an episode."""
     annotations = info.annotations[:1] if config.annotations == "first" else info.annotations
     for number, annotation in enumerate(annotations):
