@@ -52,6 +52,9 @@ class State:
     faults: float
     seed: int
     drip: float
+    key: str
+    authorised: int = 0
+    """Requests that came with the key."""
     received: int = 0
     answered: int = 0
     attempts: Counter[str] = field(default_factory=Counter)
@@ -128,10 +131,16 @@ async def _answer_one(state: State, reader: asyncio.StreamReader, writer: asynci
     length = re.search(r"content-length: *(\d+)", head, re.IGNORECASE)
     data = await reader.readexactly(int(length.group(1)) if length else 0)
     if head.startswith("GET /log"):
-        known = {"received": state.received, "answered": state.answered, "log": state.log}
+        known = {"received": state.received, "answered": state.answered, "authorised": state.authorised, "log": state.log}
         writer.write(_response(200, json.dumps(known).encode()))
         await writer.drain()
         return True
+    if state.key and f"Bearer {state.key}" not in head:
+        shown = json.dumps({"error": {"message": f"Incorrect API key provided: {head}", "code": "invalid_api_key"}})
+        writer.write(_response(401, shown.encode()))
+        await writer.drain()
+        return True
+    state.authorised += 1
     body = json.loads(data)
     instruction, turn, count = _question(body)
     question = f"{instruction}/{turn}"
@@ -179,6 +188,7 @@ async def _main() -> None:
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drip", type=float, default=0.02)
+    parser.add_argument("--key", default="")
     state = State(**vars(parser.parse_args()))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

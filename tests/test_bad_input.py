@@ -256,7 +256,7 @@ def test_a_dataset_of_others_under_other_names(tmp_path: Path, monkeypatch: pyte
     refused(guerdon("label", path, "--run", run, *read_as), "scripted", "ground truth", "another --vlm", status=2)
     assert not run.exists()
     with serve() as server:
-        monkeypatch.setattr(server, "next_answer", lambda: Answer(chat_reply(server.calls[-1].body)))
+        monkeypatch.setattr(server, "next_answer", lambda call: Answer(chat_reply(call.body)))
         vlm = ["--vlm", f"openai-compatible:m@{server.url}/v1", "--quiet"]
         refused(guerdon("label", path, "--run", run, *vlm, "--view-keys", "side"), "no view 'side'; there are: front")
         refused(guerdon("label", path, "--run", run, *vlm, "--instruction-key", "no"), "under 'no'; texts found: observations.goal_text")

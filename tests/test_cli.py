@@ -97,8 +97,8 @@ def test_what_is_light_loads_neither_torch_nor_a_simulator(code: str) -> None:
 
 def test_public_names_are_pinned() -> None:
     assert sorted(guerdon.__all__) == [
-        "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "report",
-        "reward", "train",
+        "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "plan",
+        "report", "reward", "train",
     ]  # fmt: skip
     for name in guerdon.__all__:
         assert getattr(guerdon, name).__doc__

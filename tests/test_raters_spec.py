@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from guerdon import discover
+from guerdon.cli._parse import parse
 from guerdon.errors import AuthenticationRefused, ConsentNeeded, ProviderError, RunError, UnknownName, UsageError
 from guerdon.interfaces import Provider
+from guerdon.providers._settings import ChatConfig
 from guerdon.providers.chat import Chat
 from guerdon.providers.scripted import Scripted
 from guerdon.recipes import raters
+from guerdon.recipes.label import provider_of
 from guerdon.recipes.raters import build, provider_names, require_consent
 from guerdon.records import Failure, Rater, Reply, Request
 
@@ -186,3 +189,19 @@ def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("platformdirs.user_data_dir", no_home)
     with pytest.raises(UsageError, match="Set the environment variable HOME"):
         raters.default_consent_path()
+
+
+def test_a_server_of_ones_own_has_settings_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="names no model and no server"):
+        build("openai-compatible", config=ChatConfig())
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("openai-compatible:\n  max-output-tokens: 77\n  structured: instructed\n")
+    spec = "openai-compatible:m@http://localhost:8000/v1"
+    sections = {"openai-compatible": ChatConfig}
+    parsed = parse("label", "", sections, ["--config", str(settings), "--openai-compatible.temperature", "0.5"])
+    provider = build(spec, config=parsed["openai-compatible"])
+    assert provider.rater.settings == {"temperature": 0.5, "max_tokens": 77, "schema": "instructed"}
+    settings.write_text("openai-compatible:\n  max-output-token: 77\n")
+    with pytest.raises(UsageError, match=r"no setting is called 'openai-compatible\.max_output_token'"):
+        parse("label", "", sections, ["--config", str(settings)])
+    assert provider_of(spec) == "openai-compatible"

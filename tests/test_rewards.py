@@ -1,5 +1,6 @@
 """Composing and checking rewards; numbers worked out by hand (discount .97 unless said)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.errors import RewardError
-from guerdon.labels import LabelSet
+from guerdon.labels import LabelSet, transition_values
 from guerdon.records import Annotation, Label, Span
 from guerdon.rewards.check import check_rewards, loitering_value
 from guerdon.rewards.column import RewardColumn
@@ -110,6 +111,41 @@ def test_original_and_oracle_come_from_the_dataset() -> None:
         compose({}, EIGHT, "oracle")
 
 
+def wavering(*numbers: tuple[float | None, float | None]) -> LabelSet:
+    """Labels of one episode, each with a value and a spread."""
+    plain = label_set({0: tuple(value for value, _ in numbers)})
+    return LabelSet([replace(label, spread=spread) for label, (_, spread) in zip(plain.labels, numbers, strict=True)], plain.metadata)
+
+
+def test_the_spread_of_repeated_answers_can_be_held_against_a_label() -> None:
+    dataset = MemoryDataset([MemoryEpisode(4)])
+    labels = {"rg_vlm": wavering((4, 2), (10, 0), (6, None), (None, None))}
+    spread = compose(labels, dataset, "rg_vlm.spread").values[0, 0]
+    np.testing.assert_array_equal(spread, np.array([0.2, 0, np.nan, np.nan], np.float32))
+    cautious = compose(labels, dataset, "rg_vlm - 0.5 * rg_vlm.spread").values[0, 0]
+    np.testing.assert_allclose(cautious, [0.3, 1.0, np.nan, np.nan], rtol=1e-6)
+    np.testing.assert_array_equal(compose(labels, dataset, "constant(rg_vlm.spread)").values[0, 0], [0, 0, np.nan, np.nan])
+    assert controls("rg_vlm - rg_vlm.spread")["constant"] == "constant(rg_vlm) - constant(rg_vlm.spread)"
+
+
+def test_a_spread_is_scaled_by_the_width_of_the_scale_only() -> None:
+    labels = wavering((1, 1.5), (4, 3))
+    column = compose(
+        {"stars": LabelSet(labels.labels, {**labels.metadata, "scale": [1, 4]})}, MemoryDataset([MemoryEpisode(2)]), "stars.spread"
+    )
+    np.testing.assert_allclose(column.values[0, 0], [0.5, 1.0])
+
+
+def test_spreads_of_overlapping_windows_are_averaged_and_a_human_has_none() -> None:
+    first, second = wavering((4, 2), (4, 1)), wavering((6, 4), (6, None))
+    by_hand = replace(first.labels[1], state="human", value=9.0, spread=None)
+    both = LabelSet([*first.labels, *second.labels], first.metadata)
+    corrected = LabelSet([*both.labels, by_hand], first.metadata)
+    np.testing.assert_array_equal(transition_values(both, {0: 2}, column="spread")[0, 0], [3, 1])
+    np.testing.assert_array_equal(transition_values(corrected, {0: 2}, column="spread")[0, 0], [3, np.nan])
+    np.testing.assert_array_equal(transition_values(corrected, {0: 2})[0, 0], [5, 9])
+
+
 def test_every_annotation_has_its_own_rewards() -> None:
     dataset = MemoryDataset([MemoryEpisode(1, annotations=(Annotation("a"), Annotation("b")))])
     assert sorted(compose({}, dataset, "sparse").values) == [(0, 0), (0, 1)]
@@ -118,7 +154,7 @@ def test_every_annotation_has_its_own_rewards() -> None:
 @pytest.mark.parametrize(
     "expression",
     ["", "rg_vlm +", "__import__('os')", "rg_vlm.scale", "rg_vlm ** 2", "'text'", "True", "potential(rg_vlm, 3)", "open(rg_vlm)",
-     "[1]", "rg-vlm", "sparse if 1 else 2", "lambda: 1", "(" * 300],
+     "sparse.spread", "rg_vlm.spread.raw", "[1]", "rg-vlm", "sparse if 1 else 2", "lambda: 1", "(" * 300],
 )  # fmt: skip
 def test_bad_expressions_are_refused(expression: str) -> None:
     with pytest.raises(RewardError) as caught:
@@ -126,7 +162,7 @@ def test_bad_expressions_are_refused(expression: str) -> None:
     assert f"expression '{expression}'" in str(caught.value)
 
 
-@given(st.text(alphabet="rg_vlmspa 0123.+-*/()", max_size=30))
+@given(st.text(alphabet="rg_vlmspaed 0123.+-*/()", max_size=30))
 def test_an_expression_gives_rewards_or_a_clear_error(expression: str) -> None:
     try:
         column = compose(LABELS, EIGHT, expression)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -20,12 +22,13 @@ import pytest
 
 from guerdon.answers import Scores, Text
 from guerdon.asking import scheduler
-from guerdon.asking.loop import run_sync
+from guerdon.asking.limits import Limits
+from guerdon.asking.loop import Terminated, run_sync
 from guerdon.asking.scheduler import Progress, ask
-from guerdon.asking.store import Key, Store
-from guerdon.errors import AuthenticationRefused, ProviderError, QuotaExhausted, UsageError, WriteFailed
+from guerdon.asking.store import Claim, Key, Store
+from guerdon.errors import AuthenticationRefused, ProviderError, QuotaExhausted, RaterUnreachable, UsageError, WriteFailed
 from guerdon.interfaces import Method, Provider
-from guerdon.records import Evidence, Exchange, Failure, Label, Message, Rater, Reply, Request, Sample, Segment, Transcript, Usage
+from guerdon.records import Evidence, Exchange, Failure, Label, Message, Quote, Rater, Reply, Request, Sample, Segment, Transcript, Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +132,7 @@ async def test_a_second_run_sends_nothing(store: Store) -> None:
     transcripts = await collect(ask(map(sample, range(5)), TwoTurns(), [provider], store, run="b", on_event=events.append))
     assert provider.asked == []
     assert not any(e.asked_now for t in transcripts for e in t.exchanges)
-    assert events[-1] == Progress(done=5, found=10)
+    assert events[-1] == Progress(done=5, found=10, allowed=8)
     assert store.costs("b").requests == 0
 
 
@@ -179,7 +182,7 @@ async def test_what_another_process_is_asking_is_waited_for(store: Store) -> Non
     method, provider = TwoTurns(), Fake()
     request = method.next(sample(0), ())
     assert request is not None
-    assert await store.claim(Key(request.question, provider.rater.key, 0), "another process", 60) is True
+    assert await store.claim(Key(request.question, provider.rater.key, 0), "another process", 60) is Claim.GRANTED
 
     async def answer_later() -> None:
         await asyncio.sleep(0.05)
@@ -198,7 +201,8 @@ async def test_events_count_what_happened(store: Store) -> None:
     events: list[Progress] = []
     provider = Fake(lambda _request: next(outcomes))
     await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", on_event=events.append, sleep=Sleeps()))
-    assert events[-1] == Progress(done=1, asked=3, failures={"overload": 1}, input_tokens=15, output_tokens=3, dollars=0.5, price_unknown=1)
+    sums = {"input_tokens": 15, "output_tokens": 3, "dollars": 0.5, "price_unknown": 1, "charged": 0.5}
+    assert events[-1] == Progress(done=1, asked=3, failures={"overload": 1}, allowed=4, **sums)
     assert [event.asked for event in events] == [1, 2, 3, 3]
 
 
@@ -342,6 +346,165 @@ async def test_nonsense_is_refused(store: Store, wrong: dict[str, int]) -> None:
         await collect(ask([], TwoTurns(), [Fake()], store, run="a", **wrong))
 
 
+# --- a rater that is overloaded, slow or down ---
+
+
+async def test_a_dead_server_is_not_asked_about_every_window(store: Store) -> None:
+    sleeps, provider, pulled = Sleeps(), Fake(lambda _request: Failure("network", final=False)), []
+
+    def samples() -> Iterator[Sample]:
+        for episode in range(10_000):
+            pulled.append(episode)
+            yield sample(episode)
+
+    events: list[Progress] = []
+    options = {"concurrency": 16, "sleep": sleeps, "on_event": events.append}
+    with pytest.raises(RaterUnreachable, match=r"fake: no answer for \d+ seconds, the last failure was network.*the same command goes on"):
+        await collect(ask(samples(), TwoTurns(), [provider], store, run="a", **options))
+    assert len(provider.asked) == store.costs("a").requests <= 16 + 8 + 17
+    assert len(pulled) <= 16 + 6
+    assert "server" in {event.waiting for event in events}
+    await collect(ask(map(sample, range(20)), TwoTurns(), [Fake()], store, run="b"))  # nothing was left behind
+
+
+async def test_an_outage_fails_no_conversation(store: Store) -> None:
+    """Forty attempts in a row come to nothing, then the server is back."""
+    seen = Counter[str]()
+
+    def answer(request: Request) -> Reply | Failure:
+        seen["all"] += 1
+        return Failure("overload", final=False, status=503) if 30 < seen["all"] <= 60 else Reply("fine")
+
+    provider = Fake(answer, delay=0.001)
+    options = {"concurrency": 16, "sleep": Sleeps(), "limits": Limits(patience=1e9)}
+    transcripts = await collect(ask(map(sample, range(60)), TwoTurns(), [provider], store, run="a", **options))
+    assert all(transcript.failure is None for transcript in transcripts)
+    assert len(provider.asked) == 120 + 30
+
+
+async def test_requests_in_flight_fall_when_the_rater_is_overloaded(store: Store) -> None:
+    def answer(_request: Request) -> Reply | Failure:
+        return Reply("fine") if provider.in_flight < 4 else Failure("rate_limit", final=False, status=429)
+
+    provider, events = Fake(answer, delay=0.002), list[Progress]()
+    options = {"concurrency": 32, "attempts": 40, "sleep": Sleeps(), "on_event": events.append, "limits": Limits(patience=1e9)}
+    transcripts = await collect(ask(map(sample, range(80)), TwoTurns(), [provider], store, run="a", **options))
+    assert all(transcript.failure is None for transcript in transcripts)
+    assert min(event.allowed for event in events) < 8
+    assert len(provider.asked) < 160 + 140
+
+
+async def test_second_turns_go_before_first_turns_when_places_are_short(store: Store) -> None:
+    provider = Fake(delay=0.001)
+    hurried = {"clock": lambda: 10 * time.monotonic(), "sleep": lambda seconds: asyncio.sleep(seconds / 10)}
+    limits = Limits(requests_per_minute=60)
+    await collect(ask(map(sample, range(8)), TwoTurns(), [provider], store, run="a", concurrency=8, limits=limits, **hurried))
+    unfinished = most = 0
+    for request in provider.asked:
+        unfinished += 1 if request.purpose == "analyse" else -1
+        most = max(most, unfinished)
+    assert len(provider.asked) == 16
+    assert most <= 3  # eight if first come were first served
+
+
+async def test_limits_per_minute_hold_and_are_shown(store: Store) -> None:
+    provider, sleeps, events = Fake(), Sleeps(), list[Progress]()
+    frozen = {"clock": lambda: 0.0, "sleep": sleeps, "on_event": events.append}
+    await collect(ask(map(sample, range(6)), TwoTurns(), [provider], store, run="a", limits=Limits(requests_per_minute=6), **frozen))
+    assert sum(sleeps.seconds) == pytest.approx(110, rel=0.01)  # twelve requests, one at once, then one each ten seconds
+    assert "limit" in {event.waiting for event in events}
+    assert events[-1].waiting == ""
+
+
+async def test_a_wait_holds_back_the_whole_rater(store: Store) -> None:
+    def answer(_request: Request) -> Reply | Failure:
+        return Failure("rate_limit", final=False, retry_after=30.0) if len(provider.asked) == 1 else Reply("fine")
+
+    provider, sleeps, events = Fake(answer, delay=0.001), Sleeps(), list[Progress]()
+    options = {"sleep": sleeps, "on_event": events.append, "concurrency": 1}
+    await collect(ask(map(sample, range(6)), TwoTurns(), [provider], store, run="a", **options))
+    (pause,) = sleeps.seconds
+    assert 30.5 <= pause <= 31.5
+    assert "retry-after" in {event.waiting for event in events}
+
+
+async def test_waits_of_an_hour_and_nothing_else_stop_the_run(store: Store) -> None:
+    provider = Fake(lambda _request: Failure("rate_limit", final=False, retry_after=3600.0))
+    with pytest.raises(RaterUnreachable, match="asks to wait 60 minutes"):
+        await collect(ask(map(sample, range(1000)), TwoTurns(), [provider], store, run="a", concurrency=2, sleep=Sleeps()))
+    assert len(provider.asked) <= 6
+
+
+async def test_replies_without_content_and_nothing_else_stop_the_run(store: Store) -> None:
+    provider = Fake(lambda _request: Failure("unreadable", final=False))
+    with pytest.raises(RaterUnreachable, match="the replies to 20 requests in a row were no answers"):
+        await collect(ask(map(sample, range(1000)), TwoTurns(), [provider], store, run="a", concurrency=2, sleep=Sleeps()))
+    assert len(provider.asked) <= 4 * 20 + 2
+
+
+async def test_a_request_without_an_outcome_is_given_up(store: Store) -> None:
+    provider = Fake(delay=60)
+    limits = Limits(timeout=0.02)
+    (transcript,) = await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", attempts=2, sleep=Sleeps(), limits=limits))
+    assert transcript.failure is not None
+    assert (transcript.failure.cause, transcript.failure.code, transcript.failure.final) == ("timeout", "no_outcome", False)
+    assert len(provider.asked) == 2
+    assert store.costs("a").failures == {"timeout": 2}
+
+
+async def test_a_time_out_inside_a_provider_is_not_taken_for_ours(store: Store) -> None:
+    provider = Fake(lambda _request: TimeoutError("a defect of the provider"))
+    with pytest.raises(TimeoutError, match="a defect"):
+        await collect(ask([sample(0)], TwoTurns(), [provider], store, run="a", limits=Limits(timeout=10)))
+
+
+async def test_repeats_are_conversations_of_their_own(store: Store) -> None:
+    provider = Fake()
+    transcripts = await collect(ask(map(sample, range(3)), TwoTurns(), [provider], store, run="a", repeat=2, repeats=3))
+    assert Counter((t.sample.segment.episode, t.repeat) for t in transcripts) == {(e, r): 1 for e in range(3) for r in (2, 3, 4)}
+    assert len(provider.asked) == 18
+
+
+@pytest.mark.parametrize("ceiling", [None, 100.0])
+async def test_raters_are_let_go_at_the_end(store: Store, ceiling: float | None) -> None:
+    class Free(Fake):
+        def quote(self, request: Request) -> Quote | None:
+            return Quote(0, 0, 0.0)
+
+    provider = Free()
+    gone = weakref.ref(provider)
+    gc.disable()  # a rater may hold an open file, which is to close with its last user and not some time later
+    try:
+        await collect(ask(map(sample, range(3)), TwoTurns(), [provider], store, run="a", ceiling=ceiling))
+        del provider
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_listener_that_fails_stops_the_run(store: Store) -> None:
+    def listen(state: Progress) -> None:
+        if state.waiting == "limit":
+            raise WriteFailed("the log cannot be written")
+
+    options = {"limits": Limits(requests_per_minute=60), "sleep": Sleeps(), "on_event": listen}
+    with pytest.raises(WriteFailed, match="the log"):
+        await collect(ask(map(sample, range(100)), TwoTurns(), [Fake()], store, run="a", **options))
+
+
+async def test_claims_that_cannot_be_renewed_stop_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_args: object) -> None:
+        raise WriteFailed("the disk is full")
+
+    monkeypatch.setattr(scheduler, "LEASE", 0.04)
+    monkeypatch.setattr(store, "renew", full)
+    provider = Fake(delay=0.1)
+    with pytest.raises(WriteFailed, match="the disk is full"):
+        await collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=4))
+    assert len(provider.asked) <= 4
+
+
 # --- stopping from outside ---
 
 
@@ -368,6 +531,7 @@ async def test_cancelling_twice_does_not_wait(store: Store) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert time.monotonic() - began < 10
+    assert store.costs("a").lost == 5  # nobody knows what became of them
     await collect(ask(map(sample, range(5)), TwoTurns(), [Fake()], store, run="b"))  # claims were given up
 
 
@@ -442,6 +606,66 @@ def test_ctrl_c_cancels_and_waits_for_the_end() -> None:
     assert saved.is_set()
 
 
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_stops_in_an_orderly_way_and_handlers_are_put_back(number: signal.Signals, raised: type[KeyboardInterrupt]) -> None:
+    saved = threading.Event()
+
+    async def work() -> None:
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            saved.set()
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_sync(work())
+    assert type(caught.value) is raised
+    assert saved.is_set()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    provider = Fake(delay=60)
+
+    def interrupt_twice() -> None:
+        for _ in range(2):
+            while provider.in_flight < 3:
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    with Store.open(tmp_path / "s.sqlite") as store:
+        thread = threading.Thread(target=interrupt_twice)
+        thread.start()
+        with pytest.raises(Terminated):
+            run_sync(collect(ask(map(sample, range(9)), TwoTurns(), [provider], store, run="a", concurrency=3)))
+        thread.join()
+        assert store.costs("a").lost == 3
+
+
+def test_sigterm_that_is_ignored_stays_ignored() -> None:
+    async def work() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+        return 42
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run_sync(work()) == 42
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_in_other_threads_signals_are_left_alone() -> None:
+    async def work() -> object:
+        return signal.getsignal(signal.SIGTERM)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: run_sync(work())).result() == signal.getsignal(signal.SIGTERM)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -474,16 +698,17 @@ def test_a_kill_costs_at_most_what_was_in_flight(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_real_process_saves_what_is_in_flight(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Terminated")])
+def test_a_signal_to_a_real_process_saves_what_is_in_flight(tmp_path: Path, number: signal.Signals, name: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "s.sqlite")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     asked, errors = process.communicate(timeout=30)
-    assert "KeyboardInterrupt" in errors
+    assert name in errors
     with Store.open(tmp_path / "s.sqlite") as store:
         costs = store.costs("a")
     assert costs.requests == costs.answered == int(asked) > 0

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import io
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
+import certifi
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,7 +31,11 @@ from openai.types.responses import response_create_params as responses_params
 from PIL import Image
 from pydantic import TypeAdapter
 
-from guerdon.providers.chat import Chat
+from guerdon import discover
+from guerdon.interfaces import Provider
+from guerdon.providers._settings import ChatConfig
+from guerdon.recipes.raters import build
+from guerdon.records import CAUSES, Cause
 
 PLANTED_KEY = "sk-planted-0123456789abcdef"
 """A key that no output may ever contain."""
@@ -41,8 +50,24 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     delay: float = 0.0
+    """Seconds of silence before the answer."""
     drop: bool = False
     """Close the connection without an answer."""
+    cut: int | None = None
+    """Close the connection after so many bytes of the body."""
+    drip: float = 0.0
+    """Seconds between any two bytes of the body."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An answer that is no reply, and what must be made of it."""
+
+    answer: Answer
+    cause: Cause
+    final: bool = False
+    status: int | None = None
+    retry_after: float | None = None
 
 
 @dataclass
@@ -55,31 +80,37 @@ class Call:
 
 
 class Server:
-    """Answers every POST with what the test has put into `answers` (the last one over and over)."""
+    """Answers every POST with what the test has put into `answers` (the last one over and over), or with what `decide` says."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.calls: list[Call] = []
         self.answers: list[Answer] = []
+        self.decide: Callable[[Call], Answer] | None = None
+        """For tests in which the answer depends on the request. Called from several threads at once."""
 
     def reply_with(self, *answers: Answer) -> None:
         self.answers = list(answers)
 
-    def next_answer(self) -> Answer:
+    def next_answer(self, call: Call) -> Answer:
+        if self.decide is not None:
+            return self.decide(call)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
 @contextmanager
-def serve() -> Iterator[Server]:
-    """A server on a free port of this machine."""
+def serve(*, keep: bool = True) -> Iterator[Server]:
+    """A server on a free port of this machine. `keep`: whether calls are kept; thousands of them with pictures are a lot of memory."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            server.calls.append(Call(self.path, {name.lower(): value for name, value in self.headers.items()}, json.loads(body)))
-            answer = server.next_answer()
+            call = Call(self.path, {name.lower(): value for name, value in self.headers.items()}, json.loads(body))
+            if keep:
+                server.calls.append(call)
+            answer = server.next_answer(call)
             time.sleep(answer.delay)
             if answer.drop:
                 self.close_connection = True
@@ -88,13 +119,23 @@ def serve() -> Iterator[Server]:
             for name, value in {"Content-Type": answer.content_type, "Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body)
+            for part in _parts(answer):
+                self.wfile.write(part)
+                time.sleep(answer.drip)
+            if answer.cut is not None:
+                self.close_connection = True
+
+        def do_CONNECT(self) -> None:
+            """What a client asks of a proxy before it speaks TLS."""
+            server.calls.append(Call(f"CONNECT {self.path}", {name.lower(): value for name, value in self.headers.items()}, {}))
+            self.send_error(502)
 
         def log_message(self, format: str, *args: object) -> None:
             return
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 256
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             return  # a client that gave up waiting
@@ -109,6 +150,23 @@ def serve() -> Iterator[Server]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def _parts(answer: Answer) -> Iterable[bytes]:
+    """The body as it is sent."""
+    body = answer.body[: answer.cut]
+    return (body[position : position + 1] for position in range(len(body))) if answer.drip else (body,)
+
+
+@cache
+def _one_certificate() -> IO[str]:
+    """A file with one certificate. No test speaks TLS, and reading all of them takes most of the time of building a rater."""
+    end = "-----END CERTIFICATE-----"
+    file = tempfile.NamedTemporaryFile("w", suffix=".pem")  # noqa: SIM115  # lives as long as the process
+    file.write(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end + "\n")
+    file.flush()
+    atexit.register(file.close)
+    return file
 
 
 @dataclass(frozen=True)
@@ -126,17 +184,81 @@ class Vendor:
     """Validates a request against the vendor's own types."""
     outcomes: Mapping[str, dict[str, Any]]
     """Cause (perhaps with more words behind it) -> body of an HTTP 200 answer that is none."""
+    errors: Mapping[str, Fault]
+    """This vendor's own errors, worded as it words them; each holds the planted key."""
 
-    def provider(self, server: Server, monkeypatch: pytest.MonkeyPatch, config: Chat.Config | None = None) -> Chat:
+    def provider(self, server: Server, monkeypatch: pytest.MonkeyPatch, config: ChatConfig | None = None) -> Provider:
+        monkeypatch.setenv("SSL_CERT_FILE", _one_certificate().name)
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value.format(url=server.url))
-        return Chat(self.spec(server.url), config)
+        return build(self.spec(server.url), config=config)
 
     def answer(self, text: str) -> Answer:
-        return Answer(json.dumps(self.reply(text)).encode())
+        """An ordinary answer; a lone surrogate in `text` travels as an escape, as in any JSON."""
+        return Answer(json.dumps(self.reply("@text@")).replace("@text@", json.dumps(text)[1:-1]).encode())
 
     def outcome(self, name: str) -> Answer:
         return Answer(json.dumps(self.outcomes[name]).encode())
+
+    @property
+    def faults(self) -> dict[str, Fault]:
+        """Everything that can go wrong, by name: with any server, with this vendor's errors, with answers that are none."""
+        none = {f"200 {name}": Fault(self.outcome(name), _cause_of(name), final=not name.startswith("empty")) for name in self.outcomes}
+        whole = self.answer("fine")
+        broken = {
+            "cut connection": Fault(replace(whole, cut=len(whole.body) // 2), "network"),
+            "slow drip": Fault(replace(whole, drip=0.02), "timeout"),
+            "half of JSON": Fault(Answer(whole.body[: len(whole.body) // 2]), "unreadable"),
+        }
+        return COMMON_FAULTS | broken | none | dict(self.errors)
+
+
+def _cause_of(name: str) -> Cause:
+    """The cause that a name begins with."""
+    return next(cause for cause in CAUSES if name.split()[0] == cause)
+
+
+def _http(status: int, body: Mapping[str, Any] | None = None, **headers: str) -> Answer:
+    """An error with a JSON body, headers given with underscores."""
+    told = body or {"error": {"message": f"something about {PLANTED_KEY}", "type": "some_type"}}
+    return Answer(json.dumps(told).encode(), status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+HTML = f"<html><body>Bad gateway: your proxy has a content policy {PLANTED_KEY}</body></html>".encode()
+
+COMMON_FAULTS: dict[str, Fault] = {
+    "401": Fault(_http(401), "authentication", status=401),
+    "403": Fault(_http(403), "authentication", status=403),
+    "402": Fault(_http(402), "quota", status=402),
+    "400": Fault(_http(400), "bad_request", final=True, status=400),
+    "413": Fault(_http(413), "bad_request", final=True, status=413),
+    "422": Fault(_http(422), "bad_request", final=True, status=422),
+    "408": Fault(_http(408), "timeout", status=408),
+    "429": Fault(_http(429), "rate_limit", status=429),
+    "429 and seconds": Fault(_http(429, retry_after="11"), "rate_limit", status=429, retry_after=11.0),
+    "429 and half a second": Fault(_http(429, retry_after="0.5"), "rate_limit", status=429, retry_after=0.5),
+    "429 and milliseconds": Fault(_http(429, retry_after_ms="1500", retry_after="2"), "rate_limit", status=429, retry_after=1.5),
+    "429 and a date gone by": Fault(_http(429, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), "rate_limit", status=429, retry_after=0.0),
+    "429 and nonsense": Fault(_http(429, retry_after="soon"), "rate_limit", status=429),
+    "500": Fault(_http(500), "overload", status=500),
+    "503": Fault(_http(503), "overload", status=503),
+    "503 and seconds": Fault(_http(503, retry_after="3"), "overload", status=503, retry_after=3.0),
+    "504": Fault(_http(504), "timeout", status=504),
+    "529": Fault(_http(529), "overload", status=529),
+    "no body with 500": Fault(Answer(status=500), "overload", status=500),
+    "HTML with 502": Fault(Answer(HTML, 502, content_type="text/html"), "overload", status=502),
+    "HTML with 403": Fault(Answer(HTML, 403, content_type="text/html"), "authentication", status=403),
+    "HTML with 200": Fault(Answer(HTML, content_type="text/html"), "unreadable"),
+    "HTML that says JSON": Fault(Answer(HTML), "unreadable"),
+    "JSON of another shape": Fault(Answer(b'{"hello": "world"}'), "unreadable"),
+    "a JSON list": Fault(Answer(b"[1, 2]"), "unreadable"),
+    "no body": Fault(Answer(b""), "empty"),
+    "a dropped connection": Fault(Answer(drop=True), "network"),
+    "silence": Fault(Answer(delay=0.8), "timeout"),
+}
+"""What can go wrong with any server."""
+SLOW = frozenset({"silence", "slow drip"})
+"""Faults that are none unless the time limit lies below 0.8 seconds."""
 
 
 def pictures(body: Any) -> list[npt.NDArray[np.uint8]]:
@@ -195,6 +317,78 @@ _CHAT_OUTCOMES = {
 }
 
 
+def _openai_error(message: str, kind: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": f"{message} ({PLANTED_KEY})", "type": kind, "param": None, "code": code}}
+
+
+_LATER = "Please try again in 20ms. Visit https://platform.openai.com/account/rate-limits to learn more."
+_OPENAI_ERRORS = {
+    "a wrong key": Fault(
+        _http(401, _openai_error("Incorrect API key provided", "invalid_request_error", "invalid_api_key")), "authentication", status=401
+    ),
+    "a region not served": Fault(
+        _http(
+            403, _openai_error("Country, region, or territory not supported", "request_forbidden", "unsupported_country_region_territory")
+        ),
+        "authentication",
+        status=403,
+    ),
+    "no money": Fault(
+        _http(429, _openai_error("You exceeded your current quota, please check your plan", "insufficient_quota", "insufficient_quota")),
+        "quota",
+        status=429,
+    ),
+    "a hard limit": Fault(
+        _http(400, _openai_error("Billing hard limit has been reached", "invalid_request_error", "billing_hard_limit_reached")),
+        "quota",
+        status=400,
+    ),
+    "too many requests": Fault(
+        _http(429, _openai_error(f"Rate limit reached for gpt-4.1. {_LATER}", "requests", "rate_limit_exceeded"), retry_after_ms="20"),
+        "rate_limit",
+        status=429,
+        retry_after=0.02,
+    ),
+    "more than a minute allows": Fault(
+        _http(429, _openai_error("Request too large for gpt-4.1: Limit 30000, Requested 50000.", "tokens", "rate_limit_exceeded")),
+        "bad_request",
+        final=True,
+        status=429,
+    ),
+    "overloaded": Fault(
+        _http(503, _openai_error("The engine is currently overloaded, please try again later", "server_error", None)),
+        "overload",
+        status=503,
+    ),
+    "too long": Fault(
+        _http(
+            400, _openai_error("This model's maximum context length is 8192 tokens.", "invalid_request_error", "context_length_exceeded")
+        ),
+        "bad_request",
+        final=True,
+        status=400,
+    ),
+    "a bad picture": Fault(
+        _http(400, _openai_error("You uploaded an unsupported image. Please make sure your image is valid.", "i", "invalid_image_format")),
+        "bad_request",
+        final=True,
+        status=400,
+    ),
+    "no pictures": Fault(
+        _http(400, _openai_error("Invalid content type. image_url is only supported by certain models.", "invalid_request_error", None)),
+        "unsupported",
+        final=True,
+        status=400,
+    ),
+    "policy": Fault(
+        _http(400, _openai_error("Your request was rejected as a result of our safety system.", "user_error", "content_policy_violation")),
+        "blocked",
+        final=True,
+        status=400,
+    ),
+}
+
+
 def _check_chat(call: Call) -> None:
     assert call.path == "/v1/chat/completions"
     _fits(call.body, chat_params.CompletionCreateParamsNonStreaming)
@@ -228,6 +422,20 @@ _RESPONSES_OUTCOMES = {
 }
 
 
+def _failed_response(code: str) -> Answer:
+    """A response that has failed, with status 200."""
+    body = {**_response([]), "status": "failed", "error": {"code": code, "message": f"something about {PLANTED_KEY}"}}
+    return Answer(json.dumps(body).encode())
+
+
+_RESPONSES_ERRORS = _OPENAI_ERRORS | {
+    "200 and too many requests": Fault(_failed_response("rate_limit_exceeded"), "rate_limit"),
+    "200 and out of order": Fault(_failed_response("server_error"), "overload"),
+    "200 and a bad picture": Fault(_failed_response("invalid_image"), "bad_request", final=True),
+    "200 and policy": Fault(_failed_response("invalid_prompt"), "blocked", final=True),
+}
+
+
 def _check_responses(call: Call) -> None:
     assert call.path == "/v1/responses"
     _fits(call.body, responses_params.ResponseCreateParamsNonStreaming)
@@ -249,6 +457,49 @@ _ANTHROPIC_OUTCOMES = {
     "refusal": _anthropic_message("", "refusal"),
     "truncated": _anthropic_message("0: turned le", "max_tokens"),
     "empty": _anthropic_message(""),
+}
+
+
+def _anthropic_error(kind: str, message: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": f"{message} ({PLANTED_KEY})"}, "request_id": "req_1"}
+
+
+_POOR = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."
+_ANTHROPIC_ERRORS = {
+    "a wrong key": Fault(_http(401, _anthropic_error("authentication_error", "invalid x-api-key")), "authentication", status=401),
+    "not allowed": Fault(_http(403, _anthropic_error("permission_error", "Your API key may not use it")), "authentication", status=403),
+    "no money": Fault(_http(400, _anthropic_error("invalid_request_error", _POOR)), "quota", status=400),
+    "a bill to pay": Fault(_http(402, _anthropic_error("billing_error", "There is an issue with billing")), "quota", status=402),
+    "too many requests": Fault(
+        _http(429, _anthropic_error("rate_limit_error", "This request would exceed your rate limit"), retry_after="17"),
+        "rate_limit",
+        status=429,
+        retry_after=17.0,
+    ),
+    "overloaded": Fault(_http(529, _anthropic_error("overloaded_error", "Overloaded"), x_should_retry="true"), "overload", status=529),
+    "out of order": Fault(_http(500, _anthropic_error("api_error", "Internal server error")), "overload", status=500),
+    "too slow": Fault(_http(504, _anthropic_error("timeout_error", "The request timed out")), "timeout", status=504),
+    "too large": Fault(
+        _http(413, _anthropic_error("request_too_large", "Request exceeds the maximum size")), "bad_request", final=True, status=413
+    ),
+    "too long": Fault(
+        _http(400, _anthropic_error("invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum")),
+        "bad_request",
+        final=True,
+        status=400,
+    ),
+    "no pictures": Fault(
+        _http(400, _anthropic_error("invalid_request_error", "claude-text does not support image input")),
+        "unsupported",
+        final=True,
+        status=400,
+    ),
+    "policy": Fault(
+        _http(400, _anthropic_error("invalid_request_error", "Output blocked by content filtering policy")),
+        "blocked",
+        final=True,
+        status=400,
+    ),
 }
 
 
@@ -276,8 +527,70 @@ _GOOGLE_OUTCOMES: dict[str, dict[str, Any]] = {
         "modelVersion": "gemini-2.5-flash",
     },
     "blocked answer": _google_content("", "SAFETY"),
+    "blocked as recited": _google_content("0: turned le", "RECITATION"),
+    "blocked as forbidden": _google_content("", "PROHIBITED_CONTENT"),
     "truncated": _google_content("0: turned le", "MAX_TOKENS"),
+    "truncated while thinking": _google_content("", "MAX_TOKENS"),
     "empty": {},
+    "empty content": _google_content(""),
+}
+
+
+def _google_error(code: int, status: str, message: str, *details: dict[str, Any]) -> dict[str, Any]:
+    return {"error": {"code": code, "message": f"{message} ({PLANTED_KEY})", "status": status, "details": list(details)}}
+
+
+def _quota_failure(*identifiers: str) -> dict[str, Any]:
+    violations = [
+        {"quotaMetric": "generativelanguage.googleapis.com/requests", "quotaId": name, "quotaValue": "20"} for name in identifiers
+    ]
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": violations}
+
+
+_RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "23.5s"}
+_INVALID_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
+_EXHAUSTED = "You exceeded your current quota, please check your plan and billing details."
+_GOOGLE_ERRORS = {
+    "JSON of another shape": Fault(Answer(b'{"hello": "world"}'), "empty"),  # nothing in its answers must be there
+    "a JSON list": Fault(Answer(b"[1, 2]"), "empty"),
+    "a wrong key": Fault(
+        _http(400, _google_error(400, "INVALID_ARGUMENT", "API key not valid.", _INVALID_KEY)), "authentication", status=400
+    ),
+    "not allowed": Fault(_http(403, _google_error(403, "PERMISSION_DENIED", "No permission")), "authentication", status=403),
+    "a region not served": Fault(
+        _http(400, _google_error(400, "FAILED_PRECONDITION", "User location is not supported for the API use.")),
+        "authentication",
+        status=400,
+    ),
+    "no billing": Fault(
+        _http(400, _google_error(400, "FAILED_PRECONDITION", "Please enable billing on your project in Google AI Studio.")),
+        "quota",
+        status=400,
+    ),
+    "too many a day": Fault(
+        _http(
+            429, _google_error(429, "RESOURCE_EXHAUSTED", _EXHAUSTED, _quota_failure("GenerateRequestsPerDayPerProjectPerModel"), _RETRY)
+        ),
+        "quota",
+        status=429,
+        retry_after=23.5,
+    ),
+    "too many a minute": Fault(
+        _http(429, _google_error(429, "RESOURCE_EXHAUSTED", _EXHAUSTED, _quota_failure("GenerateRequestsPerMinutePerProject"), _RETRY)),
+        "rate_limit",
+        status=429,
+        retry_after=23.5,
+    ),
+    "no money": Fault(_http(429, _google_error(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted.")), "quota", status=429),
+    "overloaded": Fault(_http(503, _google_error(503, "UNAVAILABLE", "The model is overloaded.")), "overload", status=503),
+    "out of order": Fault(_http(500, _google_error(500, "INTERNAL", "An internal error has occurred.")), "overload", status=500),
+    "too slow": Fault(_http(504, _google_error(504, "DEADLINE_EXCEEDED", "Deadline expired.")), "timeout", status=504),
+    "too long": Fault(
+        _http(400, _google_error(400, "INVALID_ARGUMENT", "The input token count (9) exceeds the maximum number of tokens allowed (8).")),
+        "bad_request",
+        final=True,
+        status=400,
+    ),
 }
 
 
@@ -300,8 +613,9 @@ VENDORS: dict[str, Vendor] = {
             _chat_completion,
             _check_chat,
             _CHAT_OUTCOMES,
+            _OPENAI_ERRORS,
         ),
-        Vendor("openai-chat", lambda _url: "openai-chat:gpt-4.1", _OPENAI, _chat_completion, _check_chat, _CHAT_OUTCOMES),
+        Vendor("openai-chat", lambda _url: "openai-chat:gpt-4.1", _OPENAI, _chat_completion, _check_chat, _CHAT_OUTCOMES, _OPENAI_ERRORS),
         Vendor(
             "openai",
             lambda _url: "openai:gpt-4.1",
@@ -309,6 +623,7 @@ VENDORS: dict[str, Vendor] = {
             lambda text: _response(_output_text(text)),
             _check_responses,
             _RESPONSES_OUTCOMES,
+            _RESPONSES_ERRORS,
         ),
         Vendor(
             "anthropic",
@@ -317,6 +632,7 @@ VENDORS: dict[str, Vendor] = {
             _anthropic_message,
             _check_anthropic,
             _ANTHROPIC_OUTCOMES,
+            _ANTHROPIC_ERRORS,
         ),
         Vendor(
             "google",
@@ -325,6 +641,10 @@ VENDORS: dict[str, Vendor] = {
             _google_content,
             _check_google,
             _GOOGLE_OUTCOMES,
+            _GOOGLE_ERRORS,
         ),
     )
 }
+
+CHAT_VENDORS: dict[str, Vendor] = {name: vendor for name, vendor in VENDORS.items() if name not in discover.names("providers")}
+"""Those that are asked through `providers/chat.py`."""

@@ -4,6 +4,7 @@ The names here are the commands of the same names, as functions; they take the c
 
     import guerdon
 
+    guerdon.plan(dataset="data", vlm=("google:gemini-2.5-flash", "openai:gpt-5.4-mini"))
     guerdon.label(dataset="data", run="runs/a", vlm=("google:gemini-2.5-flash",))
     guerdon.reward(run="runs/a", compose="0.1 * rg_vlm + sparse", name="both")
     guerdon.train(run="runs/a", rewards=("both",))
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from guerdon.recipes.evaluate import evaluate
     from guerdon.recipes.export import export
     from guerdon.recipes.label import label
+    from guerdon.recipes.plan import plan
     from guerdon.recipes.reward import reward
     from guerdon.recipes.train import train
     from guerdon.training.policy import load_policy
@@ -40,14 +42,15 @@ _HOME = {
     "label": "guerdon.recipes.label",
     "load_policy": "guerdon.training.policy",
     "open_dataset": "guerdon.datasets",
+    "plan": "guerdon.recipes.plan",
     "report": "guerdon.recipes.commands",
     "reward": "guerdon.recipes.reward",
     "train": "guerdon.recipes.train",
 }
 
 __all__ = [
-    "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "report", "reward",
-    "train",
+    "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "plan", "report",
+    "reward", "train",
 ]  # fmt: skip
 
 

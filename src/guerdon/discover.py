@@ -32,7 +32,14 @@ KINDS: dict[str, type] = {
 _NOT_THINGS = {"check"}
 """Files in those folders that serve the others and implement no interface."""
 
-_EXTRA_OF = {"torch": "train", "safetensors": "train", "tensorboard": "train", "minigrid": "babyai"}
+_EXTRA_OF = {
+    "torch": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "minigrid": "babyai",
+    "transformers": "local",
+    "llguidance": "local",
+}
 
 
 def _folder(kind: str) -> Path:

@@ -7,7 +7,7 @@ Classes here are abstract; classes elsewhere are final: vary behaviour by wrappi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -135,7 +135,31 @@ class BatchStatus:
     state: Literal["running", "ended", "failed"]
     """`ended`: results can be fetched, perhaps not for every request; `failed`: the vendor did none of it."""
     finished: int = 0
-    """Requests that have an outcome."""
+    """Requests that have an outcome, as far as the vendor says so."""
+    rest: Failure | None = None
+    """What became of the requests that have no result of their own (expired, cancelled, refused as a whole); None if nobody knows."""
+
+
+class BatchDraft(ABC):
+    """Requests in a vendor's words, in a temporary file until they are handed over: pictures are not kept in memory."""
+
+    size: int = 0
+    """Requests in it."""
+
+    @abstractmethod
+    async def add(self, name: str, request: Request, repeat: int) -> bool | Failure:
+        """Puts a request into the draft, under a name of ours: at most 64 letters, digits and hyphens. Several calls may be under way.
+
+        Returns:
+            True; False if it has no place in this batch any more (begin another); a Failure if no batch can carry it.
+
+        Raises:
+            WriteFailed: if the disk is full.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Deletes the file. Closing twice does nothing."""
 
 
 class Batches(ABC):
@@ -149,13 +173,31 @@ class Batches(ABC):
         """As `Provider.quote`, at the price of batches."""
 
     @abstractmethod
-    async def create(self, marker: str, requests: Mapping[str, tuple[Request, int]]) -> str | Failure:
-        """Hands over requests: id -> (request, repeat). Returns the vendor's name of the batch. `marker` is a name of ours that is put
-        where `find` can see it. Exactly one batch comes into being, or none."""
+    def draft(self, largest: int | None = None) -> BatchDraft:
+        """An empty draft that takes at most `largest` requests, and no more than the vendor takes."""
 
     @abstractmethod
-    async def find(self, marker: str, *, since: float, size: int) -> str | Failure | None:
-        """The vendor's name of the batch that was handed over under `marker` (not before `since`, with `size` requests), if it arrived."""
+    async def create(self, marker: str, draft: BatchDraft) -> str | Failure | None:
+        """Hands a draft over; exactly one call that can bring a batch into being.
+
+        Args:
+            marker: a name of ours for the batch, put where `find` can see it: at most 32 lower-case letters and digits. The names of the
+                draft's requests begin with it and a hyphen.
+            draft: of this object, not empty.
+
+        Returns:
+            The vendor's name of the batch; a Failure if certainly none came into being; None if nobody knows (ask `find` later).
+        """
+
+    @abstractmethod
+    async def find(self, marker: str, *, since: float, size: int, others: Collection[str] = ()) -> str | Failure | None:
+        """Looks for the batch that was handed over under `marker`, with `size` requests, not before `since` (seconds since 1970).
+        It is none of `others` (the vendor's names).
+
+        Returns:
+            The vendor's name of the batch; None if the vendor has no such batch; a Failure if that cannot be said now, a final one if it
+            will never be known.
+        """
 
     @abstractmethod
     async def status(self, batch: str) -> BatchStatus | Failure:
@@ -163,12 +205,20 @@ class Batches(ABC):
 
     @abstractmethod
     def results(self, batch: str, requests: Mapping[str, tuple[Request, int]]) -> AsyncIterator[tuple[str, Reply | Failure]]:
-        """What became of each request of an ended batch, in any order; a request that has no result is left out.
-        Raises ProviderError if the list cannot be fetched now."""
+        """What became of each request of an ended batch, name -> (request, repeat), in any order, read line by line; a request without a
+        result of its own is left out, and so are names that are not in `requests`. The requests' pictures are not looked at.
+
+        Raises:
+            ProviderError: if the list cannot be fetched now; what has been handed out counts.
+        """
 
     @abstractmethod
     async def cancel(self, batch: str) -> None:
-        """Asks the vendor to do no more of it. What is done by then can still be fetched."""
+        """Asks the vendor to do no more of it. What is done by then can still be fetched. Raises ProviderError if that failed."""
+
+    @abstractmethod
+    async def forget(self, marker: str, batch: str) -> None:
+        """Deletes the pictures that the vendor keeps for a batch whose results have been recorded. Never raises: they expire anyway."""
 
 
 class Method(ABC):

@@ -1,4 +1,4 @@
-"""Label sets: what a method read from a rater's answers, on disk and in memory, and their projection to transitions.
+"""Label sets: what a method read from a rater's answers, on disk and in memory; votes, corrections by hand, projection to transitions.
 
 A label set is one Parquet file, `labels/NAME.parquet`, one row a label (columns: the fields of `guerdon.records.Label`). Its metadata
 says what the numbers mean: method and version, scale, rater, fingerprint of the dataset. Labels without a value stay in the file with
@@ -8,11 +8,12 @@ their state and cause: they are counted, shown, and never become a number.
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from guerdon.errors import RunError
-from guerdon.records import STATES_WITH_VALUE, Label, canonical_json, digest
+from guerdon.records import STATES_WITH_VALUE, Cause, Label, State, canonical_json, digest
 from guerdon.runs import writing
 
 _SCHEMA = pa.schema(
@@ -55,8 +56,8 @@ class LabelSet:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of labels and metadata: changes with any of them."""
-        rows = [[getattr(label, name) for name in sorted(_FIELDS)] for label in self.labels]
+        """Digest of labels and metadata as a file holds them: changes with any of them, and is the same before and after writing."""
+        rows = [[_as_stored(getattr(label, name)) for name in sorted(_FIELDS)] for label in self.labels]
         return digest("guerdon labels 1", canonical_json(dict(self.metadata)), canonical_json(rows))
 
     def write(self, path: Path) -> None:
@@ -79,7 +80,7 @@ class LabelSet:
 
     def counts(self) -> Counter[str]:
         """Number of labels by state; those without a value by state and cause, e.g. "failed: timeout"."""
-        return Counter(label.state if label.state in STATES_WITH_VALUE else f"{label.state}: {label.cause}" for label in self.labels)
+        return Counter(f"{label.state}: {label.cause}" if label.cause else label.state for label in self.labels)
 
     @property
     def coverage(self) -> float:
@@ -113,15 +114,21 @@ def read_table(path: Path, what: str, schema: pa.Schema) -> tuple[pa.Table, dict
 
 
 def transition_values(
-    label_set: LabelSet, lengths: Mapping[int, int], *, source: str = "the label set"
+    label_set: LabelSet,
+    lengths: Mapping[int, int],
+    *,
+    column: Literal["value", "spread"] = "value",
+    source: str = "the label set",
 ) -> dict[tuple[int, int], npt.NDArray[np.float32]]:
     """Labels as one number per transition: (episode, annotation) -> (T,) float32 on the label's own scale, NaN where unknown.
 
-    Several labels of one transition (overlapping windows, repeats) are averaged over those that carry a value; a label set by hand wins
-    over all others of its transition. A label of a segment counts for each of its transitions.
+    Several labels of one transition (overlapping windows) are averaged over those that carry the number; a label set by hand wins over
+    all others of its transition, also where it has no spread. A label of a segment counts for each of its transitions.
 
     Args:
         lengths: T of each episode that the dataset has.
+        column: which number of the labels, their value or their spread over repeats.
+        source: what errors call the label set.
 
     Raises:
         RunError: if a label lies outside its episode.
@@ -147,8 +154,10 @@ def transition_values(
             sums[key][steps][fresh] = 0.0
             counts[key][steps][fresh] = 0
             by_hand[key][steps] = True
-        sums[key][steps] += label.value
-        counts[key][steps] += 1
+        number = getattr(label, column)
+        if number is not None:
+            sums[key][steps] += number
+            counts[key][steps] += 1
     return {key: _mean(sums[key], counts[key]) for key in sums}
 
 
@@ -169,6 +178,116 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _as_stored(field: Any) -> Any:
+    """A field of a label as it is read back: numbers in single precision, text without lone surrogates."""
+    if isinstance(field, float):
+        return float(np.float32(field))
+    if isinstance(field, str):
+        return _storable(field)
+    return [_as_stored(item) for item in field] if isinstance(field, tuple) else field
+
+
 def by_transition(labels: Iterable[Label]) -> dict[tuple[int, int, int], Label]:
     """Labels of unit "transition" by (episode, annotation, transition); the last one wins."""
     return {(label.episode, label.annotation, label.start): label for label in labels if label.unit == "transition"}
+
+
+# --- votes --------------------------------------------------------------------------------------------------------------------------
+
+_RANK: Mapping[State, int] = {"skipped": 0, "failed": 1, "refused": 2, "unreadable": 3}
+"""Which reason is told if several are equally frequent: the one that is closest to an answer."""
+
+
+def vote(
+    answers: Sequence[Sequence[Label]], rule: Literal["median", "majority"], *, scale: tuple[float, float] | None = None
+) -> list[Label]:
+    """One label a unit from several independent answers about the same units.
+
+    The value is taken over the answers that carry one, whatever became of the others:
+
+        median      the middle one; the mean of the middle two of an even number
+        majority    the class that most answers gave. Of classes that tie it is the one nearest to the median of all votes, and the lower
+                    of two that are equally near.
+
+    `spread` is the population standard deviation of those values, None if there is only one. Without any value the label has the state and
+    cause that occur most often; of equally frequent ones, `unreadable` comes before `refused`, that before `failed`, then the first.
+    `asked` and `answered` are sums. Words and question are those of the first answer whose value is nearest to the vote.
+
+    Args:
+        answers: one list of labels for each answer (`Method.read`); all lists are about the same units in the same order.
+        rule: `Method.vote`.
+        scale: `Method.scale`. With `rule` "majority", `probabilities` holds the share of the votes for each class, the whole numbers from
+            the lowest to the highest of the scale. Without a scale, they go from 0 (or the lowest class of all answers, if that is below)
+            to the highest class of all answers.
+
+    Raises:
+        ValueError: if there are no answers, they are about different units, or a vote for a class is no whole number on the scale.
+    """
+    if not answers:
+        raise ValueError("a vote needs at least one answer")
+    units = {tuple((label.unit, label.episode, label.start, label.stop, label.annotation) for label in labels) for labels in answers}
+    if len(units) > 1:
+        raise ValueError("the answers of a vote must be about the same units in the same order")
+    classes = _classes(answers, scale) if rule == "majority" else None
+    return [_voted(labels, classes) for labels in zip(*answers, strict=True)]
+
+
+def _classes(answers: Sequence[Sequence[Label]], scale: tuple[float, float] | None) -> range:
+    votes = [label.value for labels in answers for label in labels if label.value is not None]
+    low, high = scale or (min(0.0, *votes, 0.0), max(0.0, *votes, 0.0))
+    for value in votes:
+        if not float(value).is_integer() or not low <= value <= high:
+            raise ValueError(f"a vote for a class is a whole number from {low:g} to {high:g}, got {value}")
+    return range(int(low), int(high) + 1)
+
+
+def _voted(labels: Sequence[Label], classes: range | None) -> Label:
+    """The vote on one unit: by majority if there are classes, else the median."""
+    asked, answered = sum(label.asked for label in labels), sum(label.answered for label in labels)
+    values = [label.value for label in labels if label.value is not None]
+    if not values:
+        spoken = _most_frequent_reason(labels)
+        return replace(spoken, asked=asked, answered=answered, spread=None, probabilities=None)
+    middle = statistics.median(values)
+    value, probabilities = middle, None
+    if classes is not None:
+        counts = Counter(values)
+        value = min(counts, key=lambda each: (-counts[each], abs(each - middle), each))
+        probabilities = tuple(counts[float(each)] / len(values) for each in classes)
+    spoken = min((label for label in labels if label.value is not None), key=lambda label: abs((label.value or 0.0) - value))
+    spread = float(np.std(values)) if len(values) > 1 else None
+    return replace(
+        spoken, state="labelled", cause=None, value=float(value), probabilities=probabilities, spread=spread, asked=asked, answered=answered
+    )
+
+
+def _most_frequent_reason(labels: Sequence[Label]) -> Label:
+    """The first label with the state and cause that most of them have."""
+    counts: Counter[tuple[State, Cause | None]] = Counter((label.state, label.cause) for label in labels)
+    return max(labels, key=lambda label: (counts[label.state, label.cause], _RANK.get(label.state, 0)))
+
+
+# --- corrections by hand ------------------------------------------------------------------------------------------------------------
+
+
+def corrected(machine: LabelSet, corrections: LabelSet) -> LabelSet:
+    """`machine` with the labels that were set by hand in the place of those about the same transitions.
+
+    A machine label is dropped if every transition that it is about was set by hand. The metadata gain "machine" and "corrections", the
+    fingerprints of the two sets; without corrections the set is returned as it is.
+
+    Args:
+        corrections: labels of unit "transition" in the state "human".
+    """
+    if not corrections.labels:
+        return machine
+    by_hand = {(label.episode, label.annotation, label.start) for label in corrections.labels}
+    kept = [
+        label
+        for label in machine.labels
+        if label.unit not in ("transition", "segment")
+        or not all((label.episode, label.annotation, step) in by_hand for step in range(label.start, label.stop))
+    ]
+    labels = sorted([*kept, *corrections.labels], key=lambda label: (label.episode, label.annotation, label.start, label.stop))
+    origin = {"machine": machine.fingerprint, "corrections": corrections.fingerprint}
+    return LabelSet(labels, {**machine.metadata, **origin})

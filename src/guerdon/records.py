@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -210,7 +211,9 @@ class Picture:
         from PIL import Image
 
         stream = BytesIO()
-        options = {"compress_level": 6} if form.name == "png" else {"quality": form.quality}
+        # A mosaic of 976 x 1030: enlarged pixel art takes 11 ms and 14 kB by run lengths (13 ms and 10 kB at level 6, 9 ms and 23 kB at
+        # level 1), a photograph 49 ms and 1,190 kB (424 ms and 1,207 kB; 58 ms and 1,425 kB). Repeated pixels are all there is to find.
+        options = {"compress_type": zlib.Z_RLE} if form.name == "png" else {"quality": form.quality}
         Image.fromarray(self.pixels).save(stream, format=form.name.upper(), **options)
         return stream.getvalue()
 
@@ -425,7 +428,7 @@ class Transcript:
 Unit = Literal["observation", "transition", "segment", "pair"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Label:
     """One judgement, or the reason why there is none.
 

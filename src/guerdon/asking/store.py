@@ -1,225 +1,91 @@
-"""The reply store: every question that was ever sent, every attempt, every answer, in one SQLite file that survives a kill at any moment.
+"""The reply store: every question that was ever sent, every attempt, every answer, kept so that a kill at any moment loses none of it.
 
-Money is spent on replies, so a reply is written to disk (WAL, synchronous=FULL) before the next request of its conversation is sent, and
-an answer that is there is never asked for again. What is kept:
+Money is spent on replies, so a reply is on disk before the next request of its conversation is sent, and an answer that is there is never
+asked for again. What is kept:
 
-    request   what was asked: the rendered texts, picture ids and kind of answer (pictures themselves are not kept)
-    rater     who was asked: provider, model, base URL, effective settings; never a key
-    attempt   append-only: when, how long, tokens, dollars, outcome or cause; never an error's text
-    answer    the reply's bytes under (question, rater, repeat); the first writer wins
-    claim     which process is asking what just now, and until when it may be believed to be alive
+    request      what was asked: the rendered texts, picture ids and kind of answer (pictures themselves are not kept)
+    rater        who was asked: provider, model, base URL, effective settings; never a key
+    run          what its attempts were charged with and its claims reserve
+    attempt      append-only: when, how long, tokens, dollars, outcome or cause; never an error's text
+    answer       the reply's bytes under (question, rater, repeat); the first writer wins
+    claim        which process is asking what just now, what it reserves, and until when it may be believed to be alive
+    batch        what was handed to a vendor's queue, or was about to be; its requests are in batch_item
 
-Several processes may share a store: a request is claimed before it is sent, and a claim that is no longer renewed lapses. All writes go
-through one thread that commits everything queued since its last commit at once, so that the cost of a full sync is shared by a wave of
+The store is one SQLite file of this machine (WAL, synchronous=FULL), or a PostgreSQL database that several machines share. Several
+processes may write it: a request is claimed before it is sent, and a claim that is no longer renewed lapses. A claim may reserve money
+under a ceiling; both are checked in one transaction, so that a ceiling holds over threads, processes and machines. All writes of a process
+go through one thread that commits everything queued since its last commit at once, so that the cost of a full sync is shared by a wave of
 replies; reads use connections of their own and are never blocked by a write. Times are seconds since 1970, durations seconds, prices US
 dollars.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
-import queue
-import sqlite3
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from guerdon.errors import StoreError, WriteFailed
-from guerdon.records import CAUSES, Cause, Failure, Rater, Reply, Request, Usage, canonical_json
+from guerdon.asking import _ledger as ledger
+from guerdon.asking import _tables as tables
+from guerdon.asking._backends import Backend, SqliteBackend
+from guerdon.asking._ledger import ACCOUNT_CAUSES, Claim, Key
+from guerdon.asking._postgresql import PostgresqlBackend
+from guerdon.asking._waves import Waves
+from guerdon.errors import StoreError
+from guerdon.records import CAUSES, Cause, Failure, Rater, Reply, Request, canonical_json
 from guerdon.runs import user_data_folder
 
+__all__ = ["ACCOUNT_CAUSES", "STORE_VARIABLE", "BatchRow", "Claim", "Costs", "Key", "RunInfo", "Store", "default_path"]
+
 STORE_VARIABLE = "GUERDON_STORE"
-"""Environment variable that names another store file than the user's own."""
+"""Environment variable that names another store than the user's own."""
 
-ACCOUNT_CAUSES: frozenset[Cause] = frozenset({"authentication", "quota"})
-"""Causes that lie with the account, not with the question: never remembered as the final fate of a question."""
-
-_UNBILLED: frozenset[Cause] = frozenset(
-    {"rate_limit", "quota", "overload", "authentication", "bad_request", "unsupported"}
-)  # no vendor charges for these; whether a timeout was charged is unknown
-
-_APPLICATION_ID = 0x67756572  # "guer": marks the file as ours
-_BUSY_MILLISECONDS = 30_000
-_LARGEST_WAVE = 512
 _GATHERING = 0.002  # seconds for which a write waits for others to share its commit
-_NETWORK_FILESYSTEMS = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"),
-    *("fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs"),
-}
+_NANO = 1e-9
+_OPEN_STATES = ("intended", "submitted")
 
-_metadata = sa.MetaData()
-_request = sa.Table(
-    "request",
-    _metadata,
-    sa.Column("question", sa.Text, primary_key=True),
-    sa.Column("record", sa.LargeBinary, nullable=False),
-    sa.Column("first_asked", sa.Float, nullable=False),
+_NO_PRICE = tables.attempt.c.dollars.is_(None) & (tables.attempt.c.cause.is_(None) | tables.attempt.c.cause.not_in(ledger.UNBILLED))
+_SUMMED = ("input_tokens", "output_tokens", "thinking_tokens", "cached_tokens", "dollars", "seconds")
+_COSTS_OF_ALL = sa.select(
+    tables.attempt.c.run,
+    tables.attempt.c.outcome,
+    tables.attempt.c.cause,
+    sa.func.count().label("attempts"),
+    sa.func.sum(sa.case((_NO_PRICE, 1), else_=0)).label("dollars_unknown"),
+    *(sa.func.coalesce(sa.func.sum(tables.attempt.c[name]), 0).label(name) for name in _SUMMED),
+).group_by(tables.attempt.c.run, tables.attempt.c.outcome, tables.attempt.c.cause)
+_COSTS = _COSTS_OF_ALL.where(tables.attempt.c.run == sa.bindparam("of_run"))
+_RUNS = sa.select(tables.run).order_by(tables.run.c.first_seen, tables.run.c.run)
+_RUN = sa.select(tables.run).where(tables.run.c.run == sa.bindparam("of_run"))
+_SUBMITTED = (
+    sa.update(tables.batch)
+    .where((tables.batch.c.batch == sa.bindparam("of_batch")) & (tables.batch.c.state == sa.literal_column("'intended'")))
+    .values(state=sa.literal_column("'submitted'"), vendor_id=sa.bindparam("vendor"))
 )
-_rater = sa.Table("rater", _metadata, sa.Column("rater", sa.Text, primary_key=True), sa.Column("identity", sa.LargeBinary, nullable=False))
-_attempt = sa.Table(
-    "attempt",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("question", sa.Text, nullable=False),
-    sa.Column("rater", sa.Text, nullable=False),
-    sa.Column("repeat", sa.Integer, nullable=False),
-    sa.Column("run", sa.Text, nullable=False),
-    sa.Column("started", sa.Float, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-    sa.Column("cause", sa.Text),
-    sa.Column("code", sa.Text),
-    sa.Column("status", sa.Integer),
-    sa.Column("input_tokens", sa.Integer),
-    sa.Column("output_tokens", sa.Integer),
-    sa.Column("dollars", sa.Float),
-)
-_answer = sa.Table(
-    "answer",
-    _metadata,
-    sa.Column("question", sa.Text, primary_key=True),
-    sa.Column("rater", sa.Text, primary_key=True),
-    sa.Column("repeat", sa.Integer, primary_key=True),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("input_tokens", sa.Integer),
-    sa.Column("output_tokens", sa.Integer),
-    sa.Column("dollars", sa.Float),
-)
-_claim = sa.Table(
-    "claim",
-    _metadata,
-    sa.Column("question", sa.Text, primary_key=True),
-    sa.Column("rater", sa.Text, primary_key=True),
-    sa.Column("repeat", sa.Integer, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("token", sa.Text, nullable=False),
-    sa.Column("expiry", sa.Float, nullable=False),
-    sa.Column("reserved_dollars", sa.Float),
+_ENDED = sa.update(tables.batch).where(tables.batch.c.batch == sa.bindparam("of_batch")).values(state=sa.bindparam("to_state"))
+_OPEN_BATCHES = sa.select(tables.batch).where(tables.batch.c.state.in_(_OPEN_STATES)).order_by(tables.batch.c.created, tables.batch.c.batch)
+_ITEMS = sa.select(tables.batch_item).where(tables.batch_item.c.batch == sa.bindparam("of_batch")).order_by(tables.batch_item.c.item)
+
+_ASKED = (
+    sa.select(tables.batch_item.c.item, tables.batch_item.c.repeat, tables.request.c.record)
+    .join(tables.request, tables.request.c.question == tables.batch_item.c.question)
+    .where(tables.batch_item.c.batch == sa.bindparam("of_batch"))
 )
 
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE request (
-        question TEXT NOT NULL PRIMARY KEY,
-        record BLOB NOT NULL,
-        first_asked FLOAT NOT NULL
-    );
-    CREATE TABLE rater (
-        rater TEXT NOT NULL PRIMARY KEY,
-        identity BLOB NOT NULL
-    );
-    CREATE TABLE attempt (
-        id INTEGER NOT NULL PRIMARY KEY,
-        question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
-        run TEXT NOT NULL, started FLOAT NOT NULL, seconds FLOAT NOT NULL,
-        outcome TEXT NOT NULL, cause TEXT, code TEXT, status INTEGER,
-        input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT
-    );
-    CREATE INDEX attempt_final ON attempt (question, rater, repeat) WHERE outcome = 'final';
-    CREATE INDEX attempt_run ON attempt (run);
-    CREATE TABLE answer (
-        question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
-        body BLOB NOT NULL, model TEXT NOT NULL, seconds FLOAT NOT NULL,
-        input_tokens INTEGER, output_tokens INTEGER, dollars FLOAT,
-        PRIMARY KEY (question, rater, repeat)
-    );
-    CREATE TABLE claim (
-        question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
-        owner TEXT NOT NULL, token TEXT NOT NULL, expiry FLOAT NOT NULL, reserved_dollars FLOAT,
-        PRIMARY KEY (question, rater, repeat)
-    );
-    """,
-)
-"""Step k takes a store from version k to version k+1. A published step never changes; there is no way back."""
 
-_KEY_COLUMNS = ("question", "rater", "repeat")
-
-
-def _of_key(table: sa.Table) -> sa.ColumnElement[bool]:
-    return sa.and_(*(table.c[name] == sa.bindparam(name) for name in _KEY_COLUMNS))
-
-
-_USAGE = ("seconds", "input_tokens", "output_tokens", "dollars")
-
-_OUTCOME = ("body", "model", "cause", "code", "status", *_USAGE)
-
-
-def _outcome_columns(table: sa.Table) -> list[sa.ColumnElement[Any]]:
-    return [table.c[name] if name in table.c else sa.null().label(name) for name in _OUTCOME]
-
-
-# Statements are built once: building one costs several times what running it does.
-_IS_FINAL = _of_key(_attempt) & (_attempt.c.outcome == sa.literal_column("'final'"))
-_FIND_ANSWER = sa.select(*_outcome_columns(_answer)).where(_of_key(_answer))
-_FIND = sa.union_all(_FIND_ANSWER, sa.select(*_outcome_columns(_attempt)).where(_IS_FINAL))
-_INSERT_REQUEST = insert(_request).on_conflict_do_nothing()
-_INSERT_RATER = insert(_rater).on_conflict_do_nothing()
-_INSERT_ATTEMPT = sa.insert(_attempt)
-_INSERT_ANSWER = insert(_answer).on_conflict_do_nothing()
-_CLAIM_COLUMNS = (*_KEY_COLUMNS, "owner", "token", "expiry", "reserved_dollars")
-_CLAIM_INTO = insert(_claim).from_select(
-    _CLAIM_COLUMNS,
-    sa.select(*(sa.bindparam(name, type_=_claim.c[name].type) for name in _CLAIM_COLUMNS)).where(
-        ~sa.exists().where(_of_key(_answer)),
-        sa.bindparam("retry_failed", type_=sa.Boolean) | ~sa.exists().where(_IS_FINAL),
-    ),
-)
-_CLAIM = _CLAIM_INTO.on_conflict_do_update(
-    index_elements=_KEY_COLUMNS,
-    set_={name: _CLAIM_INTO.excluded[name] for name in ("owner", "token", "expiry", "reserved_dollars")},
-    where=_claim.c.expiry < sa.bindparam("now"),
-)
-_WHOSE_CLAIM = sa.select(_claim.c.token).where(_of_key(_claim))
-_RENEW = sa.update(_claim).where(_claim.c.owner == sa.bindparam("whose")).values(expiry=sa.bindparam("until"))
-_RELEASE = sa.delete(_claim).where(_claim.c.owner == sa.bindparam("whose"))
-_END_CLAIM = sa.delete(_claim).where(_of_key(_claim))
-_PRICE_UNKNOWN = _attempt.c.dollars.is_(None) & (_attempt.c.cause.is_(None) | _attempt.c.cause.not_in(_UNBILLED))
-_COSTS = (
-    sa.select(
-        _attempt.c.cause,
-        sa.func.count(),
-        sa.func.total(_attempt.c.input_tokens),
-        sa.func.total(_attempt.c.output_tokens),
-        sa.func.total(_attempt.c.dollars),
-        sa.func.total(_PRICE_UNKNOWN),
-        sa.func.total(_attempt.c.seconds),
-    )
-    .where(_attempt.c.run == sa.bindparam("run"))
-    .group_by(_attempt.c.cause)
-)
-
-Result = TypeVar("Result")
-
-
-def default_path() -> Path:
-    """The user's own store: `$GUERDON_STORE`, or `replies.sqlite` in the data directory of the user."""
+def default_path() -> Path | str:
+    """The user's own store: `replies.sqlite` in the data directory of the user, or `$GUERDON_STORE`; the URL of a database stays text."""
     named = os.environ.get(STORE_VARIABLE)
+    if named and "://" in named:
+        return named
     return Path(named) if named else user_data_folder() / "replies.sqlite"
-
-
-@dataclass(frozen=True)
-class Key:
-    """What an answer is stored under."""
-
-    question: str
-    rater: str
-    repeat: int
-
-    def columns(self) -> dict[str, Any]:
-        """The key as column name -> value."""
-        return {"question": self.question, "rater": self.rater, "repeat": self.repeat}
 
 
 @dataclass(frozen=True)
@@ -227,62 +93,120 @@ class Costs:
     """What the attempts of one run consumed."""
 
     requests: int
-    """Attempts sent, failed ones included."""
+    """Attempts sent, failed ones included; without `lost`."""
     answered: int
     input_tokens: int
     output_tokens: int
+    """Includes thinking tokens."""
     dollars: float
     """Sum of all known prices."""
     dollars_unknown: int
-    """Attempts that may have cost something, but whose price is not known."""
+    """Attempts (`lost` ones included) that may have cost something, but whose price is not known."""
     seconds: float
     """Sum of the attempts' durations; they overlap."""
     failures: Mapping[Cause, int] = field(default_factory=dict)
     """Failed attempts by cause."""
+    thinking_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the input tokens that vendors read from their caches."""
+    lost: int = 0
+    """Requests that may have been sent by a process that ended before it could say."""
+    charged: float = 0.0
+    """Dollars that attempts count for under a ceiling: known prices, and where the price is unknown the most that it can have been."""
+    reserved: float = 0.0
+    """Dollars held by claims on requests that are being sent, or whose process has ended without a word."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run that the store knows."""
+
+    id: str
+    name: str
+    """Readable name, such as the path of the run folder; empty if nobody gave one."""
+    first: float
+    """When the store first heard of it, seconds since 1970."""
+    last: float
+    """When it last wrote something."""
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A batch that is not known to have ended."""
+
+    id: str
+    rater: str
+    """`Rater.key`."""
+    run: str
+    state: str
+    """`intended`: whether it arrived at the vendor is not known; `submitted`: it did."""
+    vendor_id: str | None
+    """The vendor's name of it; None while it is only intended."""
+    created: float
+    """When it was intended, seconds since 1970."""
+    size: int
+    items: Mapping[str, Key]
+    """Its requests by the ids under which they were handed over."""
 
 
 class Store:
     """An open reply store. Build with `Store.open`; close it, or use it as a context manager."""
 
-    def __init__(self, path: Path, engine: sa.Engine) -> None:
-        self.path = path
-        self._engine = engine
-        self._reader = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self._reading = threading.Lock()
-        self._writer = _Writer(engine, path)
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._writer = Waves(self._write_wave, self.name, gathering=_GATHERING)
+        self._finder = Waves(self._find_wave, self.name) if backend.remote else None
         self._known_raters: set[str] = set()
 
     @classmethod
     def open(cls, path: Path | str | None = None) -> Store:
         """Opens the store at `path` (`default_path()` if None), making or migrating it if need be.
 
+        Args:
+            path: a file, or the URL of a PostgreSQL database as text: "postgresql://user:password@host/database". The tables lie in a
+                schema called "guerdon" there. A password may also come from $PGPASSWORD or ~/.pgpass.
+
         Raises:
-            StoreError: if the folder cannot be written, lies on a network file system, or the file is damaged, newer, or something else.
+            StoreError: if the folder cannot be written, lies on a network file system, or the file is damaged, newer, or something else;
+                if the database cannot be reached, or may not be written.
+            MissingExtra: if the database's driver is not installed.
         """
-        path = Path(path) if path is not None else default_path()
-        with _explained(path):
-            _prepare_folder(path)
-            engine = _engine(path)
-            try:
-                with engine.begin() as connection:
-                    _migrate(connection, path)
-            except BaseException:
-                engine.dispose()
-                raise
-        return cls(path, engine)
+        place = default_path() if path is None else path
+        if isinstance(place, str) and "://" in place:
+            return cls(PostgresqlBackend(place))
+        if str(place).startswith(("postgresql:/", "postgres:/", "postgresql+psycopg:/")):
+            # A path drops a slash, and a folder of this name would show the password.
+            raise StoreError("the URL of a database was taken for a path", cure="Pass it as text: postgresql://user@host/database.")
+        return cls(SqliteBackend(Path(place)))
+
+    @property
+    def name(self) -> str:
+        """Where the store is; may be printed, because a password is left out."""
+        return self._backend.name
+
+    @property
+    def path(self) -> Path | None:
+        """The store's file; None if it is no file."""
+        return self._backend.path if isinstance(self._backend, SqliteBackend) else None
+
+    def __repr__(self) -> str:
+        return f"Store({self.name!r})"
 
     def close(self) -> None:
-        """Writes what is queued and closes the file. Closing twice does nothing."""
+        """Writes what is queued and closes the store. Closing twice does nothing."""
         self._writer.close()
-        with self._reading:
-            self._reader.close()
-        self._engine.dispose()
+        if self._finder is not None:
+            self._finder.close()
+        self._backend.close()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    # --- questions ---
 
     async def find(self, question: str, rater: str, repeat: int, *, retry_failed: bool = False) -> Reply | Failure | None:
         """The answer stored under a key, or the failure that asking again would only repeat; None if it is still to be asked.
@@ -294,10 +218,13 @@ class Store:
             retry_failed: True to get None, not a Failure, for a question that failed for good.
 
         Raises:
-            StoreError: if the file cannot be read.
+            StoreError: if the store cannot be read.
         """
-        with self._connected() as connection:
-            return _find(connection, Key(question, rater, repeat), retry_failed)
+        key = Key(question, rater, repeat)
+        if self._finder is None:
+            return self._backend.read(lambda connection: ledger.find(connection, key, retry_failed))
+        found: Reply | Failure | None = await self._finder.submit((key, retry_failed))
+        return found
 
     async def claim(
         self,
@@ -305,39 +232,74 @@ class Store:
         owner: str,
         lease: float,
         *,
+        run: str = "",
         retry_failed: bool = False,
         dollars: float | None = None,
-    ) -> Reply | Failure | bool:
+        ceiling: float | None = None,
+    ) -> Reply | Failure | Claim:
         """Claims the right to send a request for `lease` seconds, reserving `dollars`.
 
+        A claim that has lapsed is taken over. What became of its request is unknown: an attempt with the outcome "lost" is written under
+        the run of the lapsed claim, charged with what it had reserved.
+
+        Args:
+            key: what the answer will be stored under.
+            owner: who sends the request; claims are renewed and given up by owner.
+            lease: seconds until the claim lapses unless it is renewed.
+            run: whose money is reserved.
+            retry_failed: True to ask again what failed for good.
+            dollars: the most that the request can cost; None if nobody knows.
+            ceiling: dollars that the run may spend; None for no limit. Granted only if what the run was charged, what it has reserved and
+                `dollars` stay within it.
+
         Returns:
-            True if the request may be sent; False if somebody else is sending it; or what somebody else has stored meanwhile.
+            What became of the claim; or what somebody else has stored meanwhile.
+
+        Raises:
+            ValueError: for a ceiling without `dollars`, or amounts that are negative or not finite.
+            StoreError, WriteFailed: if it cannot be written down; nothing is claimed then.
         """
-
-        now, token = time.time(), uuid.uuid4().hex
-        columns = {"owner": owner, "token": token, "expiry": now + lease, "reserved_dollars": dollars}
-        row = {**key.columns(), **columns, "now": now, "retry_failed": retry_failed}
-
-        def denied_or_not(connection: sa.Connection) -> Reply | Failure | bool:
-            found = _find(connection, key, retry_failed)
-            return found or connection.execute(_WHOSE_CLAIM, key.columns()).scalar_one_or_none() == token
-
-        write = _Write([(_CLAIM, row)], decisive=_CLAIM, result=True, otherwise=denied_or_not)
-        granted: Reply | Failure | bool = await self._writer.submit(write)
-        return granted
+        if ceiling is not None and dollars is None:
+            raise ValueError("a ceiling can be kept only if it is known what the request may cost: give dollars too")
+        reserved = None if dollars is None else ledger.nano_dollars(dollars)
+        limit = None if ceiling is None else ledger.nano_ceiling(ceiling)
+        taken: Reply | Failure | Claim = await self._writer.submit(ledger.TakeClaim(key, owner, lease, run, retry_failed, reserved, limit))
+        return taken
 
     async def renew(self, owner: str, lease: float) -> None:
         """Extends every claim of `owner` to `lease` seconds from now."""
-        await self._writer.submit(_Write([(_RENEW, {"whose": owner, "until": time.time() + lease})]))
+        await self._writer.submit(ledger.Renew(owner, lease))
 
-    async def release(self, owner: str) -> None:
-        """Gives up every claim of `owner`."""
-        await self._writer.submit(_Write([(_RELEASE, {"whose": owner})]))
+    async def holds(self, owner: str) -> tuple[int, float]:
+        """How many claims `owner` has, and in how many seconds the first of them lapses (negative: so long ago; 0 if there is none)."""
+        held: tuple[int, float] = await self._writer.submit(ledger.Hold(owner))
+        return held
+
+    async def release(self, owner: str, key: Key | None = None) -> None:
+        """Gives up claims of `owner` (all, or the one on `key`) whose requests were certainly not sent: frees what they reserved."""
+        await self._writer.submit(ledger.EndClaims(owner, key, sent=False))
+
+    async def abandon(self, owner: str, key: Key | None = None) -> None:
+        """Gives up claims of `owner` (all, or the one on `key`) whose requests may have been sent: each becomes an attempt with the outcome
+        "lost", charged with what it had reserved."""
+        await self._writer.submit(ledger.EndClaims(owner, key, sent=True))
 
     async def record(
-        self, request: Request, rater: Rater, repeat: int, outcome: Reply | Failure, *, run: str, started: float | None = None
+        self,
+        request: Request,
+        rater: Rater,
+        repeat: int,
+        outcome: Reply | Failure,
+        *,
+        run: str,
+        started: float | None = None,
+        owner: str | None = None,
+        only_held: bool = False,
     ) -> Reply | Failure:
         """Writes down an attempt and, if there is one, its answer; ends the claim. Returns when all of it is on disk.
+
+        The attempt is charged with its price. If that is unknown: with nothing for a failure that no vendor bills, else with what the claim
+        had reserved. What was charged when the claim of `owner` was lost is taken off.
 
         Args:
             request: what was asked.
@@ -346,331 +308,190 @@ class Store:
             outcome: what came back.
             run: name under which `costs` sums up.
             started: when the request was sent, seconds since 1970; by default, `outcome.seconds` ago.
+            owner: whose claim it ends, so that a claim that has lapsed and was taken over stays with its new owner; None for anybody's.
+            only_held: write nothing if `owner` holds no such claim any more, unless it is the first answer: for outcomes that may be
+                fetched twice.
 
         Returns:
             The outcome that counts: the answer of another process if that was stored first.
 
         Raises:
             WriteFailed: if the disk is full; nothing of this attempt is stored then.
-            StoreError: if the file cannot be written for another reason.
+            StoreError: if it cannot be written for another reason.
         """
         key = Key(request.question, rater.key, repeat)
         began = time.time() - outcome.seconds if started is None else started
-        columns = key.columns()
-        rows: list[_Row] = [
-            (_INSERT_REQUEST, {"question": key.question, "record": _to_bytes(canonical_json(request.to_record())), "first_asked": began}),
-            (_INSERT_ATTEMPT, {**columns, "run": run, "started": began, **_attempt_columns(outcome)}),
-            (_END_CLAIM, columns),
-        ]
-        if key.rater not in self._known_raters:
-            rows.append((_INSERT_RATER, {"rater": key.rater, "identity": _identity(rater)}))
-        if isinstance(outcome, Failure):
-            write = _Write(rows, result=outcome)
-        else:
-            rows.append((_INSERT_ANSWER, {**columns, **_answer_columns(outcome)}))
-            write = _Write(rows, decisive=_INSERT_ANSWER, result=outcome, otherwise=lambda connection: _find(connection, key, True))
-        counted: Reply | Failure = await self._writer.submit(write)
+        identity = None if key.rater in self._known_raters else _identity(rater)
+        record = ledger.Record(key, outcome, run, began, _record_of(request), identity, owner, only_held)
+        counted: Reply | Failure = await self._writer.submit(record)
         self._known_raters.add(key.rater)
         return counted
+
+    # --- runs and money ---
+
+    def begin_run(self, run: str, name: str = "") -> None:
+        """Writes down that a run exists, and its readable name if one is given. Doing so twice changes nothing but the name.
+
+        Raises:
+            StoreError, WriteFailed: if it cannot be written.
+        """
+        self._writer.wait_for(ledger.BeginRun(run, ledger.to_text(name)))
 
     def costs(self, run: str) -> Costs:
         """What the attempts recorded under `run` consumed.
 
         Raises:
-            StoreError: if the file cannot be read.
+            StoreError: if the store cannot be read.
         """
-        with self._connected() as connection:
-            by_cause = [tuple(row) for row in connection.execute(_COSTS, {"run": run})]
-        counts = {cause: count for cause, count, *_ in by_cause}
-        input_tokens, output_tokens, dollars, unknown, seconds = (sum(row[column] for row in by_cause) for column in range(2, 7))
-        return Costs(
-            requests=sum(counts.values()),
-            answered=counts.get(None, 0),
-            input_tokens=int(input_tokens),
-            output_tokens=int(output_tokens),
-            dollars=float(dollars),
-            dollars_unknown=int(unknown),
-            seconds=float(seconds),
-            failures={cause: counts[cause] for cause in CAUSES if cause in counts},
-        )
+        of_run = {"of_run": run}
 
-    @contextmanager
-    def _connected(self) -> Iterator[sa.Connection]:
-        with self._reading, _explained(self.path):
-            if self._reader.closed:
-                raise StoreError("the store is closed", where=str(self.path))
-            yield self._reader
+        def read(connection: sa.Connection) -> Costs:
+            return _costs(connection.execute(_COSTS, of_run).all(), connection.execute(_RUN, of_run).first())
 
+        return self._backend.read(read)
 
-# --- the writer thread --------------------------------------------------------------------------------------------------------------
+    def spent(self, run: str) -> float:
+        """Dollars that count against a ceiling of `run`: what its attempts were charged with and what its claims reserve.
 
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        row = self._backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
+        return 0.0 if row is None else (row.charged + row.reserved) * _NANO
 
-_Row = tuple[sa.Executable, dict[str, Any]]
+    def runs(self) -> list[RunInfo]:
+        """Every run that the store knows, in the order in which they began.
 
+        Raises:
+            StoreError: if the store cannot be read.
+        """
 
-@dataclass(frozen=True)
-class _Write:
-    """Rows to be written in one transaction, and what to tell the caller."""
+        def read(connection: sa.Connection) -> list[RunInfo]:
+            attempts: dict[str, list[Any]] = {}
+            for row in connection.execute(_COSTS_OF_ALL):
+                attempts.setdefault(row.run, []).append(row)
+            rows = connection.execute(_RUNS).all()
+            return [RunInfo(row.run, row.name, row.first_seen, row.last_seen, _costs(attempts.get(row.run, ()), row)) for row in rows]
 
-    rows: Sequence[_Row]
-    """Statements with their parameters. The same statement of several writes is carried out at once."""
-    decisive: sa.Executable | None = None
-    """The statement that may find its row taken."""
-    result: Any = None
-    """What to tell if it did not, or if none is decisive."""
-    otherwise: Callable[[sa.Connection], Any] | None = None
-    """Finds out what to tell if some row of that statement was taken, perhaps this one."""
+        return self._backend.read(read)
 
+    # --- batches ---
 
-@dataclass
-class _Job:
-    """A write that waits; then its result, or the error that it met."""
+    def intend_batch(
+        self, batch: str, rater: Rater, run: str, items: Mapping[str, tuple[Request, int]], *, created: float | None = None
+    ) -> None:
+        """Writes down, before a batch is handed to a vendor, that this is about to happen. May be done again, with more requests, until the
+        batch is submitted.
 
-    write: _Write
-    loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[Any]
-    result: Any = None
-    error: BaseException | None = None
+        Args:
+            batch: its name, ours and unique.
+            rater: who is asked.
+            run: for whom.
+            items: its requests, id -> (request, repeat).
+            created: when, seconds since 1970; now by default.
 
-    def settle(self) -> None:
-        """Tells the caller. One that was cancelled no longer waits; its write counts all the same."""
-        if self.done.done():
-            return
-        if self.error is None:
-            self.done.set_result(self.result)
-        else:
-            self.done.set_exception(self.error)
+        Raises:
+            StoreError, WriteFailed: if it cannot be written.
+        """
+        when = time.time() if created is None else created
+        rows = [{"batch": batch, "item": item, "question": asked.question, "repeat": repeat} for item, (asked, repeat) in items.items()]
+        asked_of = [
+            {"question": question, "record": record, "first_asked": when}
+            for question, record in {asked.question: _record_of(asked) for asked, _repeat in items.values()}.items()
+        ]
+        row = {"batch": batch, "rater": rater.key, "run": run, "created": when, "size": len(rows), "state": "intended", "vendor_id": None}
+        to = self._backend.statements
+        identity = {"rater": rater.key, "identity": _identity(rater)}
+        written = ((to.insert_request, asked_of), (to.insert_rater, [identity]), (to.set_batch, [row]), (to.insert_batch_item, rows))
+        self._writer.wait_for(ledger.Execute(written))
 
+    def batch_submitted(self, batch: str, vendor_id: str) -> None:
+        """Writes down under which name the vendor took a batch. A batch that is not merely intended stays as it is."""
+        self._writer.wait_for(ledger.Execute([(_SUBMITTED, [{"of_batch": batch, "vendor": vendor_id}])]))
 
-class _Writer:
-    """One thread that carries out writes in the order they come, all that wait in one transaction."""
+    def batch_ended(self, batch: str, state: str) -> None:
+        """Writes down that nothing more is to be expected of a batch; `state` says how it ended, in a word.
 
-    def __init__(self, engine: sa.Engine, path: Path) -> None:
-        self._engine, self._path = engine, path
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closed = False
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="guerdon store", daemon=True)
-        self._thread.start()
+        Raises:
+            ValueError: for the states "intended" and "submitted".
+        """
+        if state in _OPEN_STATES:
+            raise ValueError(f"a batch that is {state} has not ended")
+        self._writer.wait_for(ledger.Execute([(_ENDED, [{"of_batch": batch, "to_state": state}])]))
 
-    def submit(self, write: _Write) -> asyncio.Future[Any]:
-        """Queues a write. The future ends when its transaction is on disk, or with a StoreError."""
-        loop = asyncio.get_running_loop()
-        job = _Job(write, loop, loop.create_future())
-        with self._lock:
-            if self._closed:
-                raise StoreError("the store is closed", where=str(self._path))
-            self._jobs.put(job)
-        return job.done
+    def open_batches(self, *, run: str | None = None, rater: str | None = None) -> list[BatchRow]:
+        """Batches that are not known to have ended, oldest first: all, those of a run, or those of a rater (`Rater.key`).
 
-    def close(self) -> None:
-        """Carries out what is queued, then ends the thread."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._jobs.put(None)
-        self._thread.join()
+        Raises:
+            StoreError: if the store cannot be read.
+        """
 
-    def _run(self) -> None:
-        while wave := self._next_wave():
-            if not self._carry_out(wave) and len(wave) > 1:
-                # One write cannot be carried out and took the others down with it: let each stand alone.
-                for job in wave:
-                    self._carry_out([job])
-            _settle(wave)
+        def read(connection: sa.Connection) -> list[BatchRow]:
+            rows = connection.execute(_OPEN_BATCHES).all()
+            wanted = [row for row in rows if run in (None, row.run) and rater in (None, row.rater)]
+            return [_batch_row(row, connection.execute(_ITEMS, {"of_batch": row.batch}).all()) for row in wanted]
 
-    def _next_wave(self) -> list[_Job]:
-        """The jobs that wait, at least one; none when the store was closed and nothing is left."""
-        wave: list[_Job] = []
-        job = self._jobs.get()
-        if job is not None:
-            time.sleep(_GATHERING)
-        while job is not None:
-            wave.append(job)
-            if len(wave) == _LARGEST_WAVE or self._jobs.empty():
-                return wave
-            job = self._jobs.get()
-        if wave:
-            self._jobs.put(None)  # seen too early: these come first
-        return wave
+        return self._backend.read(read)
 
-    def _carry_out(self, wave: list[_Job]) -> bool:
-        """Carries out all jobs in one transaction; on an error, none of them, and each learns of it."""
-        error: BaseException | None = None
-        try:
-            with _explained(self._path), self._engine.begin() as connection:
-                _execute(connection, wave)
-        except BaseException as caught:
-            error = caught
-        for job in wave:
-            job.error = error
-        return error is None
+    def batch_requests(self, batch: str) -> dict[str, tuple[dict[str, Any], int]]:
+        """What was asked in a batch: id -> (`Request.to_record`, repeat).
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        rows = self._backend.read(lambda connection: connection.execute(_ASKED, {"of_batch": batch}).all())
+        return {row.item: (json.loads(ledger.from_bytes(row.record)), row.repeat) for row in rows}
+
+    # --- access ---
+
+    @property
+    def backend(self) -> Backend:
+        """The database itself, for what looks at the whole store (`guerdon.asking.archive`)."""
+        return self._backend
+
+    def _write_wave(self, operations: Sequence[ledger.Operation]) -> list[Any]:
+        def work(connection: sa.Connection, now: float) -> list[Any]:
+            return ledger.carry_out(connection, self._backend.statements, operations, now)
+
+        return self._backend.write(work)
+
+    def _find_wave(self, questions: Sequence[tuple[Key, bool]]) -> list[Any]:
+        return self._backend.read(lambda connection: ledger.find_together(connection, self._backend.statements, questions))
 
 
-def _execute(connection: sa.Connection, wave: list[_Job]) -> None:
-    """Runs each statement once for the rows of all jobs: what SQLAlchemy adds to a statement costs more than the statement."""
-    rows_of: dict[sa.Executable, list[dict[str, Any]]] = {}
-    for job in wave:
-        for statement, row in job.write.rows:
-            rows_of.setdefault(statement, []).append(row)
-    complete = {statement: connection.execute(statement, rows).rowcount == len(rows) for statement, rows in rows_of.items()}
-    for job in wave:
-        write = job.write
-        taken = write.decisive is not None and not complete[write.decisive]
-        job.result = write.otherwise(connection) if taken and write.otherwise else write.result
-
-
-def _settle(wave: list[_Job]) -> None:
-    """Wakes the callers, each event loop once for all of its jobs."""
-    for loop in {job.loop for job in wave}:
-        try:
-            loop.call_soon_threadsafe(_settle_in_loop, [job for job in wave if job.loop is loop])
-        except RuntimeError:
-            continue  # that loop has ended, and its callers with it
-
-
-def _settle_in_loop(jobs: list[_Job]) -> None:
-    for job in jobs:
-        job.settle()
-
-
-# --- rows ---------------------------------------------------------------------------------------------------------------------------
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # a reply may hold half a surrogate pair, which is not text for SQLite
+def _record_of(request: Request) -> bytes:
+    return ledger.to_bytes(canonical_json(request.to_record()))
 
 
 def _identity(rater: Rater) -> bytes:
     identity = {"provider": rater.provider, "model": rater.model, "base_url": rater.base_url, "settings": dict(rater.settings)}
-    return _to_bytes(canonical_json({**identity, "name": rater.name}))
+    return ledger.to_bytes(canonical_json({**identity, "name": rater.name}))
 
 
-def _usage_columns(usage: Usage) -> dict[str, Any]:
-    return {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens, "dollars": usage.dollars}
+def _costs(attempts: Sequence[Any], run: Any | None) -> Costs:
+    sent = [row for row in attempts if row.outcome != "lost"]
+    failures: dict[str, int] = {}
+    for row in sent:
+        if row.cause is not None:
+            failures[row.cause] = failures.get(row.cause, 0) + row.attempts
+    sums = {name: sum(getattr(row, name) for row in sent) for name in _SUMMED}
+    return Costs(
+        requests=sum(row.attempts for row in sent),
+        answered=sum(row.attempts for row in sent if row.outcome == "reply"),
+        input_tokens=int(sums["input_tokens"]),
+        output_tokens=int(sums["output_tokens"]),
+        dollars=float(sums["dollars"]),
+        dollars_unknown=sum(int(row.dollars_unknown) for row in attempts),
+        seconds=float(sums["seconds"]),
+        failures={cause: failures[cause] for cause in CAUSES if cause in failures},
+        thinking_tokens=int(sums["thinking_tokens"]),
+        cached_tokens=int(sums["cached_tokens"]),
+        lost=sum(row.attempts for row in attempts if row.outcome == "lost"),
+        charged=0.0 if run is None else run.charged * _NANO,
+        reserved=0.0 if run is None else run.reserved * _NANO,
+    )
 
 
-def _attempt_columns(outcome: Reply | Failure) -> dict[str, Any]:
-    columns = {"seconds": outcome.seconds, **_usage_columns(outcome.usage)}
-    if isinstance(outcome, Reply):
-        return {**columns, "outcome": "reply", "cause": None, "code": None, "status": None}
-    remembered = outcome.final and outcome.cause not in ACCOUNT_CAUSES
-    failure = {"cause": outcome.cause, "code": outcome.code, "status": outcome.status}
-    return {**columns, **failure, "outcome": "final" if remembered else "transient"}
-
-
-def _answer_columns(reply: Reply) -> dict[str, Any]:
-    model = reply.model.encode("utf-8", "replace").decode("utf-8")
-    return {"body": _to_bytes(reply.text), "model": model, "seconds": reply.seconds, **_usage_columns(reply.usage)}
-
-
-def _find(connection: sa.Connection, key: Key, retry_failed: bool) -> Reply | Failure | None:
-    row = connection.execute(_FIND_ANSWER if retry_failed else _FIND, key.columns()).first()
-    if row is None:
-        return None
-    usage = Usage(row.input_tokens, row.output_tokens, row.dollars)
-    if row.cause is not None:
-        return Failure(row.cause, final=True, code=row.code, status=row.status, usage=usage, seconds=row.seconds)
-    return Reply(row.body.decode("utf-8", "surrogatepass"), model=row.model, usage=usage, seconds=row.seconds)
-
-
-# --- opening ------------------------------------------------------------------------------------------------------------------------
-
-
-def _engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_MILLISECONDS / 1000})
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode != "wal":
-            cure = "Keep the store on a local disk: set GUERDON_STORE, or use --store."
-            raise StoreError(f"this file system does not allow SQLite's write-ahead log (it gives '{mode}')", where=str(path), cure=cure)
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and writes later fails behind another writer, whatever the time-out: lock at once.
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _prepare_folder(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mounts = Path("/proc/mounts")
-    kind = filesystem(path, mounts.read_text(encoding="utf-8", errors="replace")) if mounts.exists() else ""
-    if kind in _NETWORK_FILESYSTEMS:
-        cure = "Keep the store on a local disk: set GUERDON_STORE, or use --store."
-        raise StoreError(f"lies on a network file system ({kind}), where SQLite's write-ahead log is not safe", where=str(path), cure=cure)
-
-
-def filesystem(path: Path, mounts: str) -> str:
-    """Type of the file system that holds `path`, according to the text of /proc/mounts; "" if no line fits."""
-    resolved = path.resolve()
-    found = (Path("/"), "")
-    for line in mounts.splitlines():
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        point = Path(fields[1].replace("\\040", " "))
-        # A later mount on the same point hides the earlier one.
-        if resolved.is_relative_to(point) and len(point.parts) >= len(found[0].parts):
-            found = (point, fields[2])
-    return found[1]
-
-
-def _migrate(connection: sa.Connection, path: Path) -> None:
-    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-    application = int(connection.exec_driver_sql("PRAGMA application_id").scalar_one())
-    tables = int(connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one())
-    if application != _APPLICATION_ID and (tables or application):
-        raise StoreError("is an SQLite database, but not a reply store", where=str(path), cure="Name another file.")
-    if version > len(MIGRATIONS):
-        cure = "Upgrade guerdon: pip install --upgrade guerdon"
-        what = f"was written by a newer guerdon (format {version}; this one reads up to {len(MIGRATIONS)})"
-        raise StoreError(what, where=str(path), cure=cure)
-    for step in MIGRATIONS[version:]:
-        for statement in filter(str.strip, step.split(";")):
-            connection.exec_driver_sql(statement)
-    if version < len(MIGRATIONS):
-        connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.exec_driver_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
-
-
-# --- errors -------------------------------------------------------------------------------------------------------------------------
-
-_DISK_FULL = {sqlite3.SQLITE_FULL}
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what SQLite and the operating system raise into a StoreError that says what to do."""
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        raise _store_error(path, error.orig) from error
-    except (sqlite3.Error, OSError) as error:
-        raise _store_error(path, error) from error
-
-
-def _store_error(path: Path, error: BaseException | None) -> StoreError | WriteFailed:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest a variety of it
-    if code in _DISK_FULL:
-        cure = "Free some space, then run the same command again: everything stored so far is kept."
-        return WriteFailed("the disk is full", where=str(path), cure=cure)
-    if code in _DAMAGED:
-        cure = "Move it away to begin a new store, or restore it from a backup."
-        return StoreError("is damaged, or no SQLite database at all", where=str(path), cure=cure)
-    if code in _NOT_WRITABLE or isinstance(error, OSError):
-        cure = "Choose a folder you can write to: set GUERDON_STORE, or use --store."
-        return StoreError("cannot be opened for writing", where=str(path), cure=cure)
-    if code == sqlite3.SQLITE_BUSY:
-        cure = "Wait until the other process has finished, then run the same command again."
-        return StoreError("is locked by another process", where=str(path), cure=cure)
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return StoreError(f"SQLite cannot use it ({name})", where=str(path), cure="Check the disk, then run the same command again.")
+def _batch_row(row: Any, items: Sequence[Any]) -> BatchRow:
+    keys = {item.item: Key(item.question, row.rater, item.repeat) for item in items}
+    return BatchRow(row.batch, row.rater, row.run, row.state, row.vendor_id, row.created, row.size, keys)

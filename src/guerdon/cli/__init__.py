@@ -18,8 +18,8 @@ from pathlib import Path
 from guerdon.errors import GuerdonError, UnknownName, UsageError
 from guerdon.runs import package_version
 
-_ORDER = ("demo", "collect", "check", "label", "reward", "export", "train", "evaluate", "report")
-_STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED = 1, 2, 130
+_ORDER = ("demo", "collect", "check", "plan", "label", "labels", "store", "reward", "export", "train", "evaluate", "report")
+_STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED, _STATUS_TERMINATED = 1, 2, 130, 143
 _NARROWEST = 20
 """Columns that help and tables are laid out for at least; in a few columns the layout of help would never end."""
 
@@ -32,7 +32,7 @@ def commands() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0 success, 1 failure, 2 wrong use, 130 interrupted)."""
+    """Runs one command; returns the exit status (0 success, 1 failure, 2 wrong use, 130 interrupted, 143 terminated)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_output()
     try:
@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, _STATUS_USAGE)
     except GuerdonError as error:
         return _complain(error, _STATUS_FAILED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        from guerdon.asking.loop import Terminated
+
         print("\ninterrupted; what was finished is saved, the same command goes on from there", file=sys.stderr)
-        return _STATUS_INTERRUPTED
+        return _STATUS_TERMINATED if isinstance(stopped, Terminated) else _STATUS_INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return _STATUS_FAILED

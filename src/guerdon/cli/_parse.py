@@ -33,13 +33,20 @@ def parse(command: str, description: str, sections: Mapping[str, type], argument
     """
     path, rest = value_of_flag("--config", arguments)
     adjusted = _adjusted(sections, path, command)
-    fields = [(name, Annotated[config, tyro.conf.arg(name="" if name.startswith("_") else name)]) for name, config in adjusted.items()]
+    fields = [
+        (_field(name), Annotated[config, tyro.conf.arg(name="" if name.startswith("_") else name)]) for name, config in adjusted.items()
+    ]
     whole = dataclasses.make_dataclass("Whole", fields, kw_only=True)
     epilogue = "Every command also takes --config FILE.yaml with the same settings; flags win over the file."
     parsed: Any = tyro.cli(
         whole, args=_repeats_joined(rest, _flags_of_lists(sections)), prog=f"guerdon {command}", description=f"{description}\n\n{epilogue}"
     )
-    return {name: _as(config, getattr(parsed, name)) for name, config in sections.items()}
+    return {name: _as(config, getattr(parsed, _field(name))) for name, config in sections.items()}
+
+
+def _field(section: str) -> str:
+    """The name of a section as a field: `openai-compatible` is none."""
+    return section.replace("-", "_")
 
 
 def chosen(name: str, arguments: Sequence[str], default: str) -> str:
@@ -153,7 +160,7 @@ def _named_as_fields(settings: Mapping[Any, Any]) -> dict[str, Any]:
 def _with_defaults(name: str, config: type, given: dict[str, Any]) -> type:
     """`config` with the defaults that the YAML file gives; takes what it uses out of `given`."""
     flat = name.startswith("_")
-    own = given if flat else given.pop(name, {})
+    own = given if flat else given.pop(_field(name), {})
     if not isinstance(own, dict):
         raise UsageError(f"'{name}' must hold settings of its own")
     fields: list[tuple[str, Any, Any]] = []

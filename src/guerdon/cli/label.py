@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from guerdon import discover, samples
 from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, chosen, parse
 from guerdon.recipes import label
+from guerdon.recipes.watch import duration
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     labelled = label.label.of(config)
     _tell(labelled)
-    if not labelled.complete:
+    if labelled.stopped:
+        print(labelled.stopped)
+    elif not labelled.complete:
         print(f"coverage {labelled.labels.coverage:.1%} is below --min-coverage {config.min_coverage:.1%}")
         print("The same command asks again what failed in passing; with --retry-failed also what was refused.")
     return 0 if labelled.complete else 1
@@ -36,12 +40,40 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tell(labelled: label.Labelled) -> None:
     results = labelled.results
+    if results["pilot"]:
+        _tell_pilot(results["pilot"])
     title = f"labels by {labelled.labels.metadata['rater']}"
     _show.table(("state of the labels", "transitions"), sorted(results["states"].items()), title=title)
-    dollars = "no price known" if results["dollars"] is None else f"${results['dollars']:.2f}"
+    rows = [(name, _amount(results["planned"][key]), _amount(results[key])) for name, key in _AMOUNTS]
+    _show.table(("cost", "planned", "billed"), rows)
+    failures = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in sorted(results["failures"].items())) or "none"
     print(
-        f"{results['windows']} windows, {results['requests']} requests sent so far for this label set, "
-        f"{results['found']} found in the store, "
-        f"{results['input_tokens']:,} + {results['output_tokens']:,} tokens, {dollars}, {results['seconds']:.0f} s"
+        f"{results['windows']} windows; {results['sent_now']} requests sent now, {results['found']} found in the store; "
+        f"failed attempts: {failures}; {duration(results['seconds'])}"
     )
+    print("planned: all of these windows, nothing from the store; billed: all that this run folder has ever sent")
     print(f"written: {labelled.path}")
+
+
+_AMOUNTS = (("requests", "requests"), ("input tokens", "input_tokens"), ("output tokens", "output_tokens"), ("dollars", "dollars"))
+
+
+def _amount(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,}" if isinstance(value, int) else "0" if value == 0 else f"{value:,.4f}" if value < 1 else f"{value:,.2f}"
+
+
+def _tell_pilot(pilot: Mapping[str, Any]) -> None:
+    contrast = pilot["contrast"]
+    scores = "-" if contrast is None else f"{contrast['right']:.2f} by the right words, {contrast['wrong']:.2f} by wrong ones"
+    projected = "unknown" if pilot["projected_dollars"] is None else f"${pilot['projected_dollars']:.2f} for all windows"
+    rows = [
+        ("windows", pilot["windows"]),
+        *((name, f"{pilot[name]:.0%}") for name in ("unreadable", "refused", "failed")),
+        ("mean score", scores),
+        ("cost", projected),
+    ]
+    _show.table(("pilot", ""), rows)
+    for line in filter(None, [pilot["remark"], *pilot["problems"]]):
+        print(f"note: {line}")

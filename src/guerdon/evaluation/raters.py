@@ -130,7 +130,7 @@ def measure(label_set: LabelSet, dataset: Dataset, *, seed: int = 0, resamples: 
         RunError: if a label is about a transition that the dataset does not have.
         DatasetError: if the dataset cannot be read.
     """
-    labels = [label for label in label_set.labels if label.unit == "transition"]
+    labels = [label for label in label_set.labels if label.unit == "transition" and label.state != "human"]  # a person's are not its own
     valued = [label for label in labels if label.value is not None]
     reasons: dict[str, str] = {}
     judged = _judged(valued, dataset, label_set.scale)

@@ -1,21 +1,30 @@
-"""Every vendor's chat model as a rater, through pydantic-ai: `google:MODEL`, `openai:MODEL`, `anthropic:MODEL`, any other prefix it knows,
-or `openai-compatible:MODEL@URL` for a server of one's own (vLLM, llama.cpp, Ollama, a gateway).
+"""Every vendor's chat model as a rater, through pydantic-ai: `google:MODEL`, `openai:MODEL`, `anthropic:MODEL`, or any other prefix it
+knows. (A server of one's own has a file of its own: `openai_compatible.py`.)
 
-Sends the rendered conversation with its pictures (PNG) over HTTPS, exactly one call per request: SDK retries are switched off, because the
+Sends the rendered conversation with its pictures over HTTPS, exactly one call per request: SDK retries are switched off, because the
 scheduler retries and counts. Keys come from the vendor's environment variable and stay inside the SDK; of an error only its kind, HTTP
-status and short code are kept, never its text, which may quote a key. Prices come from genai-prices (US dollars; None if unknown).
+status and short code are kept, never its text, which may quote a key. Prices come from genai-prices (US dollars; None if unknown), unless
+the user names one. Vendors' base URLs and proxies are those of their SDKs: OPENAI_BASE_URL, ANTHROPIC_BASE_URL, GOOGLE_GEMINI_BASE_URL,
+HTTPS_PROXY, HTTP_PROXY, NO_PROXY.
+
+A later turn repeats the earlier ones word for word, so vendors can read its beginning, pictures included, from their cache at a tenth to a
+half of the price. A schema stands before everything else for OpenAI and Anthropic: one that only the later turn has makes the beginning
+another one, and nothing is read. So with `structured="native"` (or "auto", where the model takes schemas) nothing is marked for the cache,
+because Anthropic and OpenAI (from GPT-5.6 on, which would mark by itself if it were not told otherwise) charge a quarter more for what is
+written there; with "instructed" the wish for JSON stands at the end of the last turn, the first turn is marked, and OpenAI is told which
+requests belong together. The caches of Google and of OpenAI's older models need no marks and cost nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, get_args
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic_ai import exceptions as vendor_errors
 from pydantic_ai import messages as chat
@@ -25,26 +34,29 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.providers import infer_provider_class
 from pydantic_ai.settings import ModelSettings
 
+from guerdon import pricing
+from guerdon.answers import Text
 from guerdon.errors import AuthenticationRefused, ProviderError, UnknownName, UsageError
-from guerdon.interfaces import Provider
-from guerdon.providers._settings import ChatConfig, remote_host, sendable, short_code
-from guerdon.records import Cause, Failure, Message, PictureFormat, Rater, Reply, Request, Usage
+from guerdon.interfaces import Batches, Provider
+from guerdon.providers._settings import ENCODED, ChatConfig, in_words, remote_host, retry_after, sendable, short_code, told_cause
+from guerdon.records import Cause, Failure, Message, PictureFormat, Quote, Rater, Reply, Request, Usage, digest
 
-COMPATIBLE = "openai-compatible"
-"""Prefix of servers that speak OpenAI's chat completions at a URL of their own."""
-COMPATIBLE_KEY = "OPENAI_COMPATIBLE_API_KEY"
-"""Environment variable with the key of such a server, if it wants one."""
-_NO_SEED = frozenset({"OpenAIResponsesModel", "AnthropicModel", "BedrockConverseModel"})
+_OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
+_THINKING = ("reasoning_tokens", "thoughts_tokens", "thinking_tokens")
+"""What vendors call tokens of thinking."""
+_BOUNDS = ("minItems", "maxItems", "minimum", "maximum")
+_KNOWN_REASONS = frozenset({"google", "google-cloud", "anthropic"})
+"""Vendors who list every reason for which an answer ends: another one, or Google's "OTHER", is no ordinary end."""
 _NOT_CHAT = frozenset({"test", "openai-decisions", "google-decisions", "typesafe"})
 
 
 class Chat(Provider):
-    """A vendor's chat model, or one on a server that speaks OpenAI's protocol."""
+    """A vendor's chat model."""
 
     Config = ChatConfig
 
     def __init__(self, name: str, config: ChatConfig | None = None) -> None:
-        """`name`: PREFIX:MODEL or openai-compatible:MODEL@URL.
+        """`name`: PREFIX:MODEL.
 
         Raises:
             UnknownName: if pydantic-ai knows no such prefix.
@@ -56,18 +68,18 @@ class Chat(Provider):
         prefix, _, model_name = name.partition(":")
         if not model_name:
             raise UsageError(f"'{name}' names no model", cure="Write it as PREFIX:MODEL, for example google:gemini-2.5-flash.")
-        self._model = _compatible_model(model_name) if prefix == COMPATIBLE else _vendor_model(prefix, model_name)
+        self.model = _vendor_model(prefix, model_name)
         self._settings = self._effective_settings(prefix)
-        self._native_schema = bool(self._model.profile.get("supports_json_schema_output", False))
-        url = self._model.base_url or ""
+        self._native_schema = self._takes_schema(prefix)
+        url = self.model.base_url or ""
         self.remote = remote_host(url, prefix)
         self.rater = Rater(
             provider=prefix,
-            model=self._model.model_name,
-            base_url=url.rstrip("/") if prefix == COMPATIBLE or _is_redirected(url) else "",
+            model=self.model.model_name,
+            base_url=url.rstrip("/") if _is_redirected(url) else "",
             settings={
                 **{name: self._settings[name] for name in ("temperature", "max_tokens", "seed") if name in self._settings},
-                "schema": "native" if self._native_schema else "instructed",
+                "schema": "native" if self._native_schema else "in words",
                 **self.config.picture_settings,
             },
         )
@@ -77,25 +89,44 @@ class Chat(Provider):
         """The rater called ARGUMENT, e.g. `google:gemini-2.5-flash`. Raises as the constructor does."""
         return cls(argument, config)
 
+    def _takes_schema(self, prefix: str) -> bool:
+        known = bool(self.model.profile.get("supports_json_schema_output", False))
+        if self.config.structured == "native" and not known:
+            cure = "Leave it at auto: the schema is then put into words."
+            raise UsageError("takes no schema (structured=native)", where=f"{prefix}:{self.model.model_name}", cure=cure)
+        return known and self.config.structured != "instructed"
+
     def _effective_settings(self, prefix: str) -> ModelSettings:
-        """What is really sent: a model that refuses a setting does not get it."""
-        config, profile = self.config, self._model.profile
+        """What is really sent: a model that refuses or ignores a setting does not get it."""
+        config, profile = self.config, self.model.profile
         settings = ModelSettings(
             max_tokens=config.max_output_tokens,
             timeout=config.timeout,
             request_timeout=config.timeout,
             max_retries=0,
+            temperature=config.temperature,
             framing_announcement="never",  # pydantic-ai would put 185 words of its own into the prompt of some models
         )
-        if _takes_temperature(profile):
-            settings["temperature"] = config.temperature
         if config.seed is not None:
-            if type(self._model).__name__ in _NO_SEED:
-                raise UsageError("takes no seed", where=f"{prefix}:{self._model.model_name}", cure="Leave the seed out.")
             settings["seed"] = config.seed
-        if prefix.startswith("openai") and prefix != COMPATIBLE:
-            settings["openai_store"] = False  # type: ignore[typeddict-unknown-key]  # frames are not kept on the vendor's servers
+        ignored: set[str] = {*self.model.unsupported_settings, *cast(tuple[str, ...], profile.get("openai_unsupported_model_settings", ()))}
+        if "seed" in ignored and config.seed is not None:
+            raise UsageError("takes no seed", where=f"{prefix}:{self.model.model_name}", cure="Leave the seed out.")
+        if not _takes_temperature(profile):
+            ignored.add("temperature")
+        settings = cast(ModelSettings, {name: value for name, value in settings.items() if name not in ignored})
+        if prefix in _OPENAI:
+            of_openai: dict[str, Any] = {"openai_store": False}  # frames are not kept on the vendor's servers
+            if self._charges_for_marks:
+                of_openai["openai_prompt_cache_options"] = {"mode": "explicit"}  # it would mark every request, read again or not
+            settings = cast(ModelSettings, {**settings, **of_openai})
         return settings
+
+    @property
+    def _charges_for_marks(self) -> bool:
+        """Whether the vendor's cache keeps what is marked, and charges for keeping it."""
+        named = type(self.model).__name__ == "AnthropicModel"
+        return named or bool(self.model.profile.get("openai_supports_prompt_cache_breakpoints", False))
 
     async def ask(self, request: Request, *, repeat: int = 0) -> Reply | Failure:
         """Sends one HTTP request.
@@ -103,43 +134,113 @@ class Chat(Provider):
         Raises:
             ProviderError: if the vendor does not know the model: every further request would fail in the same way.
         """
-        schema = request.answer.schema()
-        conversation = await _conversation(request, None if self._native_schema else schema, self.config.picture_format)
-        settings, parameters = self._settings_of(repeat), self._parameters(schema)
+        conversation = await self.conversation(request, cache=True)
+        settings = self.settings(repeat)
+        if not self._native_schema and self.rater.provider in _OPENAI:
+            # Requests with one key meet on one machine, where the beginning of the conversation lies in the cache.
+            settings["openai_prompt_cache_key"] = digest(*_beginning(request))[5:37]  # type: ignore[typeddict-unknown-key]
         began = time.perf_counter()
         try:
             response = await model_request(
-                self._model, conversation, model_settings=settings, model_request_parameters=parameters, instrument=False
+                self.model, conversation, model_settings=settings, model_request_parameters=self.parameters(request), instrument=False
             )
-        except vendor_errors.ModelNotFoundError as error:
-            raise self._unknown_model(error) from None
         except Exception as error:
             # Whatever a vendor's SDK raises about one request is that request's failure; its text may hold the key and goes no further.
-            return _failure(error, time.perf_counter() - began)
-        return _outcome(response, self._usage(response), time.perf_counter() - began)
+            failed = failure(error, time.perf_counter() - began)
+            unknown = self._unknown_model(error) if failed.cause == "bad_request" else None
+        else:
+            return self.outcome(response, time.perf_counter() - began)
+        if unknown is not None:
+            raise unknown
+        return failed
+
+    def quote(self, request: Request) -> Quote | None:
+        """The most that one attempt can cost: all of its input, the whole allowance of output."""
+        return pricing.quote(
+            request,
+            provider=self.rater.provider,
+            model=self.rater.model,
+            max_output_tokens=self.config.max_output_tokens,
+            form=self.config.picture_format,
+            price=self.price,
+        )
+
+    def batches(self) -> Batches | None:
+        """The vendor's queue, if it has one that is spoken here."""
+        from guerdon.providers import _chat_batches
+
+        return _chat_batches.of(self)
 
     async def close(self) -> None:
-        await self._model.__aenter__()  # leaving the context closes the connections, also those opened outside of it
-        await self._model.__aexit__(None, None, None)
+        await self.model.__aenter__()  # leaving the context closes the connections, also those opened outside of it
+        await self.model.__aexit__(None, None, None)
 
-    def _settings_of(self, repeat: int) -> ModelSettings:
+    async def conversation(self, request: Request, *, cache: bool = False) -> list[chat.ModelMessage]:
+        """The turns of `request` in pydantic-ai's words.
+
+        `cache`: mark the beginning for the vendor's cache, if marks are needed and a later turn will read it soon.
+        """
+        schema = request.answer.schema()
+        words = "" if schema is None or self._native_schema else in_words(schema)
+        turns = [await _turn(message, self.config.picture_format) for message in request.messages]
+        last = turns[-1]
+        if isinstance(last, chat.ModelRequest):
+            # One system message, not two: more than one is refused by many open models.
+            last = replace(last, instructions=sendable(request.system) or None)
+            turns[-1] = _with_text(last, words) if words else last
+        goes_on = len(turns) > 1 or isinstance(request.answer, Text)
+        if cache and goes_on and self._charges_for_marks and not self._native_schema:
+            turns[0] = _marked(turns[0])
+        return turns
+
+    def settings(self, repeat: int = 0) -> ModelSettings:
+        """What the model is told for independent answer number `repeat`; never shared, so that callers may change it."""
         settings = self._settings.copy()
         if "seed" in settings:
             settings["seed"] += repeat
         return settings
 
-    def _parameters(self, schema: dict[str, Any] | None) -> ModelRequestParameters:
+    def parameters(self, request: Request) -> ModelRequestParameters:
+        """The schema of the answer, for models that take one."""
+        schema = request.answer.schema()
         if schema is None or not self._native_schema:
             return ModelRequestParameters()
+        if self.rater.provider in _OPENAI and self.rater.model.startswith("ft:"):
+            schema = _without_bounds(schema)
         return ModelRequestParameters(output_mode="native", output_object=OutputObjectDefinition(schema, name="answer", strict=True))
 
-    def _usage(self, response: chat.ModelResponse) -> Usage:
+    def outcome(self, response: chat.ModelResponse, seconds: float = 0.0, *, batch: bool = False) -> Reply | Failure:
+        """What a response comes to: blocks, refusals, cut-off and empty answers raise nothing, but are no replies.
+
+        `batch`: priced as part of a batch.
+        """
+        return _outcome(response, self.usage(response, batch=batch), seconds)
+
+    def usage(self, response: chat.ModelResponse, *, batch: bool = False) -> Usage:
+        """What a response consumed; unknown where the vendor did not say. Thinking counts as output, whatever the vendor calls it."""
         usage = response.usage
         if not usage.input_tokens and not usage.output_tokens:
-            return Usage()  # the vendor did not say
-        return Usage(usage.input_tokens, usage.output_tokens, None if self.rater.provider == COMPATIBLE else _dollars(response))
+            return Usage()
+        thinking = usage.output_reasoning_tokens or next((usage.details[name] for name in _THINKING if name in usage.details), 0)
+        return Usage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            dollars=self._dollars(response, batch),
+            thinking_tokens=thinking or None,
+            cached_tokens=usage.cache_read_tokens or None,
+        )
 
-    def _unknown_model(self, error: vendor_errors.ModelAPIError) -> ProviderError:
+    def _dollars(self, response: chat.ModelResponse, batch: bool) -> float | None:
+        if self.price is not None:
+            return self.price.dollars(response.usage.input_tokens, response.usage.output_tokens)
+        if response.usage.cost is not None:
+            return float(response.usage.cost)  # a gateway that says what it charged
+        return _listed_dollars(response, batch)
+
+    def _unknown_model(self, error: Exception) -> ProviderError | None:
+        """What to raise if the vendor does not know the model."""
+        if not isinstance(error, vendor_errors.ModelNotFoundError):
+            return None
         suggestion = getattr(error, "suggested_model_id", None)
         cure = f"Did you mean {suggestion}?" if suggestion else "Check the model's name (and the URL, if you gave one)."
         return ProviderError("the vendor knows no such model (HTTP 404)", where=self.rater.name, cure=cure)
@@ -175,38 +276,15 @@ def _vendor_model(prefix: str, model_name: str) -> Model:
         raise AuthenticationRefused("no key is set", where=where, cure=cure) from None
 
 
-def _compatible_model(text: str) -> Model:
-    from pydantic_ai.models.openai import OpenAIChatModel
-    from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
-
-    named = re.fullmatch(r"(.+?)@(https?://\S+)", text)
-    parts = _url_parts(named.group(2)) if named else None
-    if named is None or parts is None:
-        cure = "For example openai-compatible:qwen2-vl@http://localhost:8000/v1"
-        raise UsageError(f"write {COMPATIBLE}:MODEL@URL, with a URL that begins with http:// or https://", cure=cure)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        cure = f"Put the key into the environment variable {COMPATIBLE_KEY}."
-        raise UsageError("the URL of a rater is written into results, so it must not hold a user name, a password or a query", cure=cure)
-    provider = OpenAICompatibleProvider(COMPATIBLE, base_url=named.group(2), api_key=os.environ.get(COMPATIBLE_KEY) or None)
-    return OpenAIChatModel(named.group(1), provider=provider)
-
-
-def _url_parts(url: str) -> SplitResult | None:
-    """The parts of a URL that names a host; None for any other text."""
-    try:
-        parts = urlsplit(url)
-        return parts if parts.hostname and parts.port != 0 else None
-    except ValueError:
-        return None
-
-
 def _takes_temperature(profile: Any) -> bool:
-    """False for models that refuse sampling settings, or ignore them because they reason before they answer."""
+    """False for models that refuse sampling settings, and for those that reason before they answer, for which pydantic-ai drops them."""
     if profile.get("anthropic_disallows_sampling_settings", False):
         return False
-    return not profile.get("openai_supports_reasoning", False) or not (
-        profile.get("thinking_enabled_by_default", False) or profile.get("thinking_always_enabled", False)
-    )
+    if not profile.get("openai_supports_reasoning", False):
+        return True
+    efforts = profile.get("openai_reasoning_efforts")
+    can_be_off = profile.get("openai_supports_reasoning_effort_none", False) if efforts is None else "none" in efforts
+    return bool(can_be_off) and not profile.get("thinking_enabled_by_default", False)
 
 
 def _is_redirected(url: str) -> bool:
@@ -218,23 +296,42 @@ def _is_redirected(url: str) -> bool:
 # --- request ------------------------------------------------------------------------------------------------------------------------
 
 
-async def _conversation(request: Request, schema: dict[str, Any] | None, form: PictureFormat) -> list[chat.ModelMessage]:
-    """The turns of a request. A schema that the model cannot take as such is put into words."""
-    in_words = f"Answer with one JSON object and nothing else. Its schema: {json.dumps(schema)}" if schema else ""
-    system = "\n\n".join(filter(None, (sendable(request.system), in_words)))
-    *earlier, last = [await _turn(message, form) for message in request.messages]
-    # One system message, not two: more than one is refused by many open models.
-    return [*earlier, replace(last, instructions=system or None) if isinstance(last, chat.ModelRequest) else last]
-
-
 async def _turn(message: Message, form: PictureFormat) -> chat.ModelRequest | chat.ModelResponse:
     if message.role == "assistant":
         return chat.ModelResponse(parts=[chat.TextPart(sendable(message.text))])
-    # Pictures come before the text, as the vendors advise. Compressing them takes milliseconds, hence a thread.
-    pictures = [
-        chat.BinaryContent(await asyncio.to_thread(picture.encoded, form), media_type=form.media_type) for picture in message.pictures
-    ]
+    # Pictures come before the text, as the vendors advise.
+    pictures = [chat.BinaryContent(await ENCODED.of(picture, form), media_type=form.media_type) for picture in message.pictures]
     return chat.ModelRequest(parts=[chat.UserPromptPart([*pictures, sendable(message.text)])])
+
+
+def _with_text(turn: chat.ModelRequest, words: str) -> chat.ModelRequest:
+    """A user turn with `words` behind its text."""
+    *pictures, text = _content(turn)
+    return replace(turn, parts=[chat.UserPromptPart([*pictures, f"{text}\n\n{words}"])])
+
+
+def _marked(turn: chat.ModelRequest | chat.ModelResponse) -> chat.ModelRequest | chat.ModelResponse:
+    """A user turn whose end is marked: up to there the vendor keeps the conversation in its cache."""
+    if isinstance(turn, chat.ModelResponse):
+        return turn
+    return replace(turn, parts=[chat.UserPromptPart([*_content(turn), chat.CachePoint()])])
+
+
+def _content(turn: chat.ModelRequest) -> list[chat.UserContent]:
+    return [item for part in turn.parts if isinstance(part, chat.UserPromptPart) for item in part.content]
+
+
+def _beginning(request: Request) -> list[str]:
+    """What every turn of one conversation has in common."""
+    first = request.messages[0]
+    return [request.system, first.text, *(picture.id for picture in first.pictures)]
+
+
+def _without_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose bounds are told in a description: OpenAI's fine-tuned models refuse them."""
+    inner = {name: _without_bounds(value) if isinstance(value, dict) else value for name, value in schema.items()}
+    bounds = {name: inner.pop(name) for name in _BOUNDS if name in inner}
+    return {**inner, "description": ", ".join(f"{name}: {value}" for name, value in bounds.items())} if bounds else inner
 
 
 # --- response -----------------------------------------------------------------------------------------------------------------------
@@ -244,25 +341,33 @@ def _outcome(response: chat.ModelResponse, usage: Usage, seconds: float) -> Repl
     """Blocks, refusals, cut-off and empty answers raise nothing: they are read from the response."""
     details = response.provider_details or {}
     reason = str(details.get("finish_reason") or details.get("block_reason") or response.finish_reason or "")
+    try:
+        text = response.text or ""
+    except TypeError:  # a part of a kind that the SDK does not know, and takes for text
+        return Failure("unreadable", final=False, code="unknown_part", usage=usage, seconds=seconds)
 
-    def failure(cause: Cause, *, final: bool) -> Failure:
+    def failed(cause: Cause, *, final: bool) -> Failure:
         return Failure(cause, final=final, code=short_code([reason], cause), usage=usage, seconds=seconds)
 
     if response.finish_reason == "content_filter":
-        return failure("refusal" if "refusal" in details or reason == "refusal" else "blocked", final=True)
+        return failed("refusal" if "refusal" in details or reason == "refusal" else "blocked", final=True)
     if response.finish_reason == "length":
-        return failure("truncated", final=True)
-    text = response.text or ""
+        return failed("truncated", final=True)  # with as much room again it would be cut off again
     if response.finish_reason == "error":
-        return failure("unreadable", final=False)
+        return failed("unreadable", final=False)
     if not text.strip():
-        return failure("empty", final=False)
+        return failed("empty", final=False)
+    unknown = response.finish_reason is None and bool(details.get("finish_reason")) and response.provider_name in _KNOWN_REASONS
+    if response.state != "complete" or unknown or reason == "incomplete":
+        return failed("truncated", final=False)
     return Reply(text, model=response.model_name or "", usage=usage, seconds=seconds)
 
 
-def _dollars(response: chat.ModelResponse) -> float | None:
+def _listed_dollars(response: chat.ModelResponse, batch: bool) -> float | None:
+    """Price by genai-prices, reads and writes of caches included."""
+    details = {**(response.provider_details or {}), **({"processing": "batch"} if batch else {})}
     try:
-        return float(response.cost().total_price)
+        return float(replace(response, provider_details=details).cost().total_price)
     except (LookupError, ValueError, AssertionError):  # an unknown model, usage that cannot be priced, no model named
         return None
 
@@ -281,28 +386,68 @@ _CAUSES: tuple[tuple[type[Exception], Cause, bool], ...] = (
     (vendor_errors.UserError, "unsupported", True),
 )
 """What pydantic-ai raises -> cause, and whether asking again is useless. The first class that fits counts."""
-_PASSING_STATUSES: dict[int, Cause] = {402: "quota", 408: "timeout", 409: "overload", 425: "overload"}
+_STATUSES: dict[int, Cause] = {
+    402: "quota",
+    408: "timeout",
+    409: "overload",
+    425: "overload",
+    499: "network",
+    504: "timeout",
+    524: "timeout",
+}
+"""Statuses that say more than pydantic-ai's class; what they stand for passes."""
+_CODES: dict[str, tuple[Cause, bool]] = {
+    "FAILED_PRECONDITION": ("authentication", False),  # Google serves no one at this place; without billing it is "quota"
+    "invalid_prompt": ("blocked", True),
+    "bio_policy": ("blocked", True),
+    "invalid_image": ("bad_request", True),
+    "invalid_image_format": ("bad_request", True),
+    "image_too_large": ("bad_request", True),
+    "image_too_small": ("bad_request", True),
+    "image_parse_error": ("bad_request", True),
+}
+"""Codes of Google and of OpenAI's Responses API, which also come with status 200."""
 
 
-def _failure(error: Exception, seconds: float) -> Failure:
+def failure(error: Exception, seconds: float = 0.0) -> Failure:
     """The failure that an exception of pydantic-ai, of an SDK or of the network stands for. Its text is dropped."""
-    cause, final = _cause(error)
+    code, kind = getattr(error, "provider_error_code", None), getattr(error, "provider_error_type", None)
+    cause, final = _cause(error, code, kind)
+    headers = getattr(error, "headers", None) or {}
+    told = retry_after(headers)
     return Failure(
         cause,
         final=final,
-        code=short_code([getattr(error, "provider_error_code", None), getattr(error, "provider_error_type", None)], type(error).__name__),
-        status=getattr(error, "status_code", None),
-        retry_after=getattr(error, "retry_after", None),
+        code=short_code([code, kind], type(error).__name__),
+        status=_status(error),
+        retry_after=told if told is not None else getattr(error, "retry_after", None),  # Google says it in the body
         seconds=seconds,
     )
 
 
-def _cause(error: Exception) -> tuple[Cause, bool]:
-    status = getattr(error, "status_code", None)
-    if status in _PASSING_STATUSES:
-        return _PASSING_STATUSES[status], False
-    for kind, cause, final in _CAUSES:
-        if isinstance(error, kind):
+def _status(error: Exception) -> int | None:
+    """The HTTP status, if there was one: pydantic-ai's, or the SDK's below it (only that knows of a redirect, which is not followed)."""
+    found = getattr(error, "status_code", None) or getattr(error.__cause__, "status_code", None) or getattr(error.__cause__, "code", None)
+    return found if isinstance(found, int) and found >= 300 else None
+
+
+def _cause(error: Exception, code: object, kind: object) -> tuple[Cause, bool]:
+    status = _status(error)
+    if isinstance(error, vendor_errors.ModelAPIError) and not isinstance(error, vendor_errors.ModelQuotaExceededError):
+        if isinstance(code, str) and code in _CODES:
+            return _CODES[code]
+        words = str(error.body) if isinstance(error.body, Mapping) else error.message if status is None and code else ""
+        told = told_cause(code, kind, words) if status is None or 400 <= status < 500 else None
+        if told is not None:
+            return told
+    if status in _STATUSES:
+        return _STATUSES[status], False
+    if status is not None and status < 400:
+        return "network", False  # sent on to another address, where nobody agreed that frames may go
+    if status == 403 and type(error).__name__ == "ModelRequestRejectedError":
+        return "blocked", True  # a gateway's moderation
+    for family, cause, final in _CAUSES:
+        if isinstance(error, family):
             return cause, final
     if isinstance(error, vendor_errors.ModelHTTPError):
         return ("bad_request", True) if status is not None and 400 <= status < 500 else ("overload", False)

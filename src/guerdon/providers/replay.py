@@ -16,7 +16,7 @@ from pathlib import Path
 
 from guerdon.errors import ProviderError, UsageError
 from guerdon.interfaces import Provider
-from guerdon.records import Failure, Rater, Reply, Request, Usage, digest
+from guerdon.records import Failure, Quote, Rater, Reply, Request, Usage, digest
 
 FILE_NAME = "replies.sqlite"
 """Name of the store file looked for in a folder."""
@@ -59,6 +59,11 @@ class Replay(Provider):
         if not argument:
             raise UsageError("which replies to replay is not said", where="replay", cure="Write replay:FOLDER or replay:STORE_FILE.")
         return cls(Path(argument).expanduser(), config)
+
+    def quote(self, request: Request) -> Quote:
+        """Nothing: it costs nothing."""
+        del request
+        return Quote(0, 0, 0.0)
 
     async def ask(self, request: Request, *, repeat: int = 0) -> Reply | Failure:
         """The recorded reply to the same question and repeat."""

@@ -26,7 +26,7 @@ from guerdon import seeding
 from guerdon.answers import Scores
 from guerdon.errors import UnknownName, UsageError
 from guerdon.interfaces import Provider
-from guerdon.records import Cause, Failure, Rater, Reply, Request, Subject, Usage, canonical_json, digest
+from guerdon.records import Cause, Failure, Quote, Rater, Reply, Request, Subject, Usage, canonical_json, digest
 
 Truth = Callable[[Subject], npt.NDArray[np.floating[Any]]]
 """True contribution of each action of a subject: (n,), 1 serves the instruction, 0 does not matter, -1 hinders it, NaN is not known (and
@@ -124,6 +124,11 @@ class Scripted(Provider):
             raise UsageError("the scripted rater answers from the ground truth, and there is none", where="scripted", cure=cure)
         name = argument or ("realistic" if config is None else "")
         return cls(config or cls.PRESETS[name], truth=truth, truth_id=truth_id, name=name)
+
+    def quote(self, request: Request) -> Quote:
+        """Nothing: it costs nothing."""
+        del request
+        return Quote(0, 0, 0.0)
 
     async def ask(self, request: Request, *, repeat: int = 0) -> Reply | Failure:
         """Answers one request. A subject without ground truth gives the final failure "unsupported"."""

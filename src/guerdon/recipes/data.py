@@ -59,7 +59,7 @@ def dataset_of(run: Run) -> Dataset:
 def label_set_of(run: Run, name: str) -> LabelSet:
     """A label set of a run. Raises RunError if it is not there, damaged or not what its manifest says, StaleInput if it is about other
     data."""
-    path = _part(run, "labels", name, kind="label set", cure="(sparse, original and oracle need none.)")
+    path = part_path(run, "labels", name, kind="label set", cure="(sparse, original and oracle need none.)")
     labels = LabelSet.read(path)
     _refuse_changed(run, path, labels.fingerprint)
     return labels
@@ -67,14 +67,15 @@ def label_set_of(run: Run, name: str) -> LabelSet:
 
 def rewards_of(run: Run, name: str) -> RewardColumn:
     """A reward column of a run. Raises as `label_set_of` does."""
-    path = _part(run, "rewards", name, kind="reward column", cure=f"Make one with: guerdon reward {run.path} --name {name}")
+    path = part_path(run, "rewards", name, kind="reward column", cure=f"Make one with: guerdon reward {run.path} --name {name}")
     column = RewardColumn.read(path)
     _refuse_changed(run, path, column.fingerprint)
     return column
 
 
-def _part(run: Run, folder: str, name: str, *, kind: str, cure: str) -> Path:
-    there = {path.stem: path for path in (run.path / folder).glob("*.parquet")}
+def part_path(run: Run, folder: str, name: str, *, kind: str, cure: str) -> Path:
+    """Where the part called `name` lies in a folder of a run. Raises RunError, which lists the parts there are, and `cure`."""
+    there = {path.stem: path for path in (run.path / folder).glob("*.parquet") if "." not in path.stem}  # others belong to one of these
     if name not in there:
         known = ", ".join(sorted(there)) or "none yet"
         raise RunError(f"no {kind} is called '{name}'", where=str(run.path), cure=f"There are: {known}. {cure}")

@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from tyro.conf import Positional, Suppress
 
 from guerdon import discover, samples
+from guerdon.asking.batches import Progress as BatchProgress
+from guerdon.asking.batches import ask_in_batches
+from guerdon.asking.limits import Limits
 from guerdon.asking.loop import run_sync
 from guerdon.asking.scheduler import Progress as AskingProgress
 from guerdon.asking.scheduler import ask
 from guerdon.asking.store import Store
-from guerdon.errors import DatasetError, UsageError
+from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
 from guerdon.interfaces import Dataset, Method, Provider
-from guerdon.labels import LabelSet
+from guerdon.labels import LabelSet, vote
+from guerdon.pricing import parse_price
 from guerdon.recipes import raters
 from guerdon.recipes.data import DataOptions, open_data, run_of
-from guerdon.recipes.progress import Progress, progress_bar
+from guerdon.recipes.labels import merge as with_corrections
+from guerdon.recipes.pilot import Pilot, judge, wrong_instructions
 from guerdon.recipes.settings import as_record, callable_with_settings
-from guerdon.records import Label, Sample, Subject
+from guerdon.recipes.watch import Watch, watching
+from guerdon.records import Label, Price, Sample, Subject, Transcript
 from guerdon.rewards.compose import RESERVED
 from guerdon.runs import Manifest
+
+if TYPE_CHECKING:
+    from guerdon.recipes.plan import Planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +58,40 @@ class Config(DataOptions):
     A second one is asked in the method's second stage."""
     name: str = ""
     """Name of the label set in reward expressions; the method's own if not given."""
+    repeats: int = 1
+    """Independent answers to each question; labels are their median (classes: their majority) and carry their spread."""
     concurrency: int = 16
-    """Conversations in flight at once."""
+    """Most conversations in flight at once; fewer while a vendor says that it is too much."""
+    requests_per_minute: float | None = None
+    """Most requests a minute to each rater; as many as it takes if not given."""
+    tokens_per_minute: float | None = None
+    """Most tokens a minute to each rater, in and out."""
+    patience: float = 600.0
+    """Seconds without a single answer after which a rater that does not respond is given up."""
+    max_cost: float | None = None
+    """Most US dollars that this run folder may ever cost, over all commands and processes. Nothing is sent that could break it."""
+    price: tuple[str, ...] = ()
+    """Dollars per million tokens, as INPUT,OUTPUT, of a model without a known price (or for a price of your own), once for each --vlm."""
+    pilot: int = 0
+    """Ask about so many windows first, and about the same ones with wrong instructions; stop there if the answers are no good."""
+    pilot_instruction: str = ""
+    """Wrong instruction for the pilot; another episode's if not given."""
+    force: bool = False
+    """Go on after a bad pilot."""
+    batch: bool = False
+    """Use the vendor's queue at half price: answers may take a day for each turn."""
+    wait: bool = True
+    """With --batch: wait for the answers. With --no-wait the same command collects later what is ready, and sends the next turn."""
     min_coverage: float = 1.0
     """Share of the transitions that must get a label for the command to succeed (exit status 0)."""
     yes: bool = False
     """Agree that pictures leave this machine for the rater's provider, without being asked."""
     retry_failed: bool = False
     """Ask again what failed for good before (refusals, blocks); what is answered is never asked again."""
-    store: Path | None = None
-    """File of the reply store; the user's own if not given."""
+    store: str | None = None
+    """The reply store: a file, or postgresql://USER:PASSWORD@HOST/DATABASE; the user's own if not given."""
+    log_json: Path | None = None
+    """File that progress is added to as JSON lines."""
     quiet: bool = False
     """No progress bars."""
     sampling: Suppress[samples.Config] = field(default_factory=samples.Config)
@@ -70,8 +104,15 @@ class Config(DataOptions):
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_coverage <= 1.0:
             raise UsageError(f"min_coverage lies in [0, 1], got {self.min_coverage}")
-        if self.concurrency < 1:
-            raise UsageError(f"concurrency is at least 1, got {self.concurrency}")
+        if self.concurrency < 1 or self.repeats < 1 or self.pilot < 0:
+            got = f"{self.concurrency}, {self.repeats} and {self.pilot}"
+            raise UsageError(f"concurrency and repeats are at least 1 and pilot at least 0, got {got}")
+        for name in ("requests_per_minute", "tokens_per_minute", "patience", "max_cost"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is a number above 0, got {value}")
+        if len(self.price) not in (0, 1, len(self.vlm)):
+            raise UsageError(f"{len(self.price)} prices are given for {len(self.vlm)} raters", cure="Give --price once for each --vlm.")
         if self.name and not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"a label set's name is made of letters, digits and underscores, got '{self.name}'")
         if self.name in RESERVED or keyword.iskeyword(self.name):
@@ -92,9 +133,11 @@ class Labelled:
     path: Path
     labels: LabelSet
     results: Mapping[str, Any]
-    """Requests, tokens, dollars (None: no price known), seconds, failures by cause, coverage."""
+    """Requests, tokens, dollars (None: no price known), seconds, failures by cause, coverage, what was planned, the pilot."""
     complete: bool
     """Whether coverage reached what was asked for."""
+    stopped: str = ""
+    """Why not all was asked: the ceiling was reached, or batches are under way. Empty if all was asked."""
 
 
 @callable_with_settings(Config)
@@ -103,28 +146,35 @@ def label(config: Config) -> Labelled:
 
     Raises:
         DatasetError, UsageError, RunError, StoreError, ProviderError: each says what to do.
+        BadPilot: if a pilot was asked for and its answers are no good.
         KeyboardInterrupt: after the requests in flight are saved.
     """
     dataset = open_data(config.dataset, config)
     method = make_method(config, dataset)
     providers = [make_rater(spec, dataset, config.rater_settings) for spec in config.vlm]
+    for provider, price in zip(providers, prices_of(config), strict=True):
+        provider.price = price
     for provider in providers:
         raters.require_consent(provider, yes=config.yes)
     selection = samples.survey(dataset, config.sampling)
     if not selection.samples:
         cure = "Use --unit episode, or choose other episodes." if selection.without_spans else "Look at it with: guerdon check DATASET"
         raise DatasetError("there is nothing to label", where=str(dataset.path), cure=cure)
+    expected = _planned(config, dataset, method)
     run = run_of(config.run, dataset, config)
     path = run.part("labels", config.label_set).with_suffix(".parquet")
     began = time.monotonic()
     with closing(Store.open(config.store)) as store:
-        run_name = f"{run.dataset_fingerprint}/{path.resolve()}".encode("utf-8", "backslashreplace").decode()  # paths are bytes, not text
-        windows = samples.select(dataset, config.sampling)
-        with progress_bar(f"asking {', '.join(config.vlm)}", quiet=config.quiet) as progress:
-            answered, counts = _ask_all(windows, method, providers, store, run_name, config, selection.samples, progress)
-        costs = store.costs(run_name)
+        store.begin_run(run.id, _printable(run.path))
+        asker = _Asker(config, dataset, method, providers, store, run.id, expected)
+        try:
+            trial = asker.pilot(selection.samples) if config.pilot else None
+            answered, counts, stopped = asker.ask_all(selection.samples)
+        finally:
+            asker.close()
+        costs = store.costs(run.id)
     labels = sorted(answered, key=lambda label: (label.episode, label.annotation, label.start, label.stop))
-    label_set = LabelSet(labels, _meaning(method, providers, dataset))
+    label_set = with_corrections(run, config.label_set, LabelSet(labels, _meaning(method, providers, dataset)))
     label_set.write(path)
     results = {
         "windows": selection.samples,
@@ -133,16 +183,38 @@ def label(config: Config) -> Labelled:
         "found": counts.found,
         "input_tokens": costs.input_tokens,
         "output_tokens": costs.output_tokens,
+        "thinking_tokens": costs.thinking_tokens,
+        "cached_tokens": costs.cached_tokens,
         "dollars": None if costs.dollars_unknown else costs.dollars,
         "dollars_known": costs.dollars,
+        "dollars_charged": costs.charged,
+        "sent_now": counts.asked,
         "failures": dict(costs.failures),
+        "lost": costs.lost,
         "states": dict(label_set.counts()),
+        "corrections": label_set.counts()["human"],
         "coverage": label_set.coverage,
+        "planned": expected.to_record(),
+        "pilot": trial.to_record() if trial else None,
+        "stopped": stopped,
         "seconds": time.monotonic() - began,
         "fingerprint": label_set.fingerprint,
     }
-    run.finish(path, Manifest(as_record(config), {"dataset": dataset.fingerprint}, results))
-    return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage)
+    run.finish(path, Manifest(as_record(replace(config, store=store.name)), {"dataset": dataset.fingerprint}, results))
+    return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage, stopped)
+
+
+def prices_of(config: Config) -> list[Price | None]:
+    """What the user says that each rater costs. Raises UsageError for a text that is no price."""
+    prices = [parse_price(text) for text in config.price]
+    return [*prices] * len(config.vlm) if len(prices) == 1 else [*prices] or [None] * len(config.vlm)
+
+
+def _planned(config: Config, dataset: Dataset, method: Method) -> Planned:
+    """What asking about all windows should take, to be held against what it took."""
+    from guerdon.recipes.plan import planned_for  # which takes all settings of this module, and so imports it
+
+    return planned_for(config, samples.select(dataset, config.sampling), method)
 
 
 def make_method(config: Config, dataset: Dataset) -> Method:
@@ -189,38 +261,134 @@ def truth_of(dataset: Dataset) -> Callable[[Subject], npt.NDArray[np.floating[An
         return dataset.privileged(episode)["contribution"]
 
     def truth(subject: Subject) -> npt.NDArray[np.floating[Any]]:
+        if subject.annotation < 0:  # judged by words that are none of the episode's: nothing in it serves them
+            return np.zeros(subject.stop - subject.start)
         return contribution(subject.episode)[subject.start : subject.stop]
 
     return truth
 
 
-def _ask_all(
-    windows: Iterator[Sample], method: Method, providers: Sequence[Provider], store: Store, run_name: str, config: Config,
-    total: int, progress: Progress,
-) -> tuple[list[Label], AskingProgress]:  # fmt: skip
-    labels: list[Label] = []
-    latest = AskingProgress()
+class _Asker:
+    """Asks with the settings of one command."""
 
-    def on_event(state: AskingProgress) -> None:
-        nonlocal latest
-        latest = state
-        progress(state.done, total)
+    def __init__(
+        self, config: Config, dataset: Dataset, method: Method, providers: Sequence[Provider], store: Store, run: str, expected: Planned
+    ) -> None:
+        self._config, self._dataset, self._method, self._providers, self._store, self._run = config, dataset, method, providers, store, run
+        self._expected = expected
 
-    async def collect() -> None:
-        conversations = ask(
-            windows, method, providers, store, run=run_name, concurrency=config.concurrency, retry_failed=config.retry_failed,
-            on_event=on_event,
-        )  # fmt: skip
-        try:
-            async for transcript in conversations:
-                labels.extend(method.read(transcript))
-        finally:
-            await conversations.aclose()  # type: ignore[attr-defined]
-            for provider in providers:
+    def close(self) -> None:
+        """Gives the raters' connections back."""
+
+        async def close_all() -> None:
+            for provider in self._providers:
                 await provider.close()
 
-    run_sync(collect())
-    return labels, latest
+        run_sync(close_all())
+
+    def pilot(self, total: int) -> Pilot:
+        """A trial of a few windows. Raises BadPilot unless forced."""
+        config = self._config
+        chosen = replace(config.sampling, sample=min(config.pilot, total), fraction=1.0)
+        right = list(samples.select(self._dataset, chosen))
+        wrong = wrong_instructions(right, self._dataset, instruction=config.pilot_instruction, seed=config.sampling.seed)
+        # Both in one go and each wrong one beside its right one, so that a rater that changes from hour to hour does so for both.
+        both = sorted([*right, *wrong], key=lambda sample: (sample.segment.episode, sample.segment.start))
+        heard: list[Transcript] = []
+        with watching("pilot", len(both), quiet=config.quiet, log=config.log_json, begin={"pilot": True}) as watch:
+            self._run_through(self._live(both, watch, repeats=1), heard.append)
+        found = judge(
+            self._method,
+            [transcript for transcript in heard if transcript.sample.annotation >= 0],
+            [transcript for transcript in heard if transcript.sample.annotation < 0],
+            total * config.repeats,
+        )
+        if found.problems and not config.force:
+            cure = "Look at the replies (guerdon store), change the prompt, the pictures or the rater; --force goes on all the same."
+            raise BadPilot(f"the pilot of {found.windows} windows is bad: {'; '.join(found.problems)}", cure=cure)
+        return found
+
+    def ask_all(self, total: int) -> tuple[list[Label], AskingProgress, str]:
+        """Labels of all windows, what it took, and why not all were asked (empty if they were)."""
+        config = self._config
+        windows = samples.select(self._dataset, config.sampling)
+        answers: dict[Subject, list[list[Label]]] = {}
+        description = f"asking {', '.join(config.vlm)}"
+        stopped = ""
+
+        def keep(transcript: Transcript) -> None:
+            answers.setdefault(transcript.sample.subject, []).append(self._method.read(transcript))
+
+        with watching(
+            description, total * config.repeats, quiet=config.quiet, note=self._note(), log=config.log_json,
+            begin={"planned": self._expected.to_record()},
+        ) as watch:  # fmt: skip
+            conversations = self._queued(windows, watch) if config.batch else self._live(windows, watch, repeats=config.repeats)
+            try:
+                self._run_through(conversations, keep)
+            except CeilingReached as reached:
+                stopped = f"{reached.what}. {reached.cure}"
+            counts = watch.latest
+        labels = [label for several in answers.values() for label in vote(several, self._method.vote, scale=self._method.scale)]
+        if sum(map(len, answers.values())) < total * config.repeats:
+            stopped = stopped or "batches are under way; the same command collects them"
+            labels += self._skipped(answers)
+        return labels, counts, stopped
+
+    def _note(self) -> str:
+        """What is planned, in words."""
+        dollars = self._expected.batch_dollars if self._config.batch else self._expected.dollars
+        price = "at an unknown price" if dollars is None else f"about ${dollars:,.2f}"
+        ceiling = "" if self._config.max_cost is None else f"; never more than ${self._config.max_cost:,.2f}"
+        return f"planned: {self._expected.requests:,} requests, {price}{ceiling}"
+
+    def _skipped(self, answered: Container[Subject]) -> Iterator[Label]:
+        """Labels without a value for the windows that nobody was asked about."""
+        for sample in samples.select(self._dataset, self._config.sampling):
+            if sample.subject not in answered:
+                yield from (replace(label, cause=None) for label in self._method.read(Transcript(sample, ())))
+
+    def _live(self, windows: Iterable[Sample], watch: Watch, *, repeats: int) -> AsyncIterator[Transcript]:
+        config = self._config
+        limits = Limits(
+            requests_per_minute=config.requests_per_minute, tokens_per_minute=config.tokens_per_minute, patience=config.patience
+        )
+        return ask(
+            windows, self._method, self._providers, self._store, run=self._run, concurrency=config.concurrency, repeats=repeats,
+            retry_failed=config.retry_failed, ceiling=config.max_cost, limits=limits, on_event=watch,
+        )  # fmt: skip
+
+    def _queued(self, windows: Iterable[Sample], watch: Watch) -> AsyncIterator[Transcript]:
+        config = self._config
+        return ask_in_batches(
+            windows, self._method, self._providers, self._store, run=self._run, repeats=config.repeats,
+            retry_failed=config.retry_failed, ceiling=config.max_cost, wait=config.wait, on_event=lambda state: watch(_as_progress(state)),
+        )  # fmt: skip
+
+    @staticmethod
+    def _run_through(conversations: AsyncIterator[Transcript], keep: Callable[[Transcript], None]) -> None:
+        async def listen() -> None:
+            try:
+                async for transcript in conversations:
+                    keep(transcript)
+            finally:
+                await conversations.aclose()  # type: ignore[attr-defined]
+
+        run_sync(listen())
+
+
+def _as_progress(state: BatchProgress) -> AskingProgress:
+    """Requests that lie with a vendor are in flight."""
+    return AskingProgress(
+        done=state.done, asked=state.asked, found=state.found, failures=state.failures, input_tokens=state.input_tokens,
+        output_tokens=state.output_tokens, dollars=state.dollars, price_unknown=state.price_unknown, in_flight=state.pending,
+        waiting=state.waiting,
+    )  # fmt: skip
+
+
+def _printable(path: Path) -> str:
+    """Paths are bytes, not text."""
+    return str(path.resolve()).encode("utf-8", "backslashreplace").decode()
 
 
 def _meaning(method: Method, providers: Sequence[Provider], dataset: Dataset) -> dict[str, Any]:

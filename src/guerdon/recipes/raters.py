@@ -1,7 +1,7 @@
 """From a `--vlm` text to a rater that may be asked.
 
     scripted, scripted:noisy, replay:FOLDER     a file of `providers/` (or of an installed plug-in), with its own argument after the colon
-    openai-compatible:MODEL@URL                 a server that speaks OpenAI's protocol
+    openai-compatible:MODEL@URL                 the same: a server of one's own that speaks OpenAI's chat completions
     google:MODEL, openai:MODEL, ...             a prefix that pydantic-ai knows
 
 Also guards the user's pictures: frames of a dataset are sent to another machine only after somebody has agreed to it once. Reads and writes
@@ -24,12 +24,11 @@ from guerdon.runs import read_json, user_data_folder, write_json
 
 _CHAT = "chat"
 """The file behind all vendor prefixes; not a name of its own."""
-_COMPATIBLE = "openai-compatible"
 
 
 def provider_names() -> list[str]:
     """What may stand before the colon of `--vlm` besides the prefixes of vendors, sorted. Imports no provider."""
-    return sorted({*discover.names("providers"), _COMPATIBLE} - {_CHAT})
+    return sorted(set(discover.names("providers")) - {_CHAT})
 
 
 def build(spec: str, *, config: Any = None, **context: Any) -> Provider:
@@ -45,12 +44,10 @@ def build(spec: str, *, config: Any = None, **context: Any) -> Provider:
         ProviderError, UsageError, MissingExtra: if the rater cannot be built; the message says what to do.
     """
     name, _, argument = spec.partition(":")
-    if name in provider_names() and name != _COMPATIBLE:
+    if name in provider_names():
         return _construct(discover.load("providers", name), argument, config, context)
     chat = discover.load("providers", _CHAT)
     if ":" not in spec:
-        if name == _COMPATIBLE:
-            raise UsageError("names no model and no server", where=spec, cure=f"Write {_COMPATIBLE}:MODEL@http://HOST:PORT/v1.")
         raise _unknown(name)
     try:
         return _construct(chat, spec, config, context)

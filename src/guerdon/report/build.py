@@ -110,12 +110,13 @@ class RaterSection:
     @classmethod
     def all_of(cls, contents: Contents, dataset: Dataset | None) -> list[RaterSection]:
         """One for each label set."""
-        return [cls._of(part, labels, dataset) for part, labels in contents.labels.values()]
+        return [cls._of(part, labels, contents, dataset) for part, labels in contents.labels.values()]
 
     @classmethod
-    def _of(cls, part: Part, labels: LabelSet, dataset: Dataset | None) -> RaterSection:
+    def _of(cls, part: Part, labels: LabelSet, contents: Contents, dataset: Dataset | None) -> RaterSection:
+        """Measures the rater's own labels: a person corrects those that are wrong, and without them the rater would look too good."""
         try:
-            return cls(part, labels, None if dataset is None else measure(labels, dataset))
+            return cls(part, labels, None if dataset is None else measure(contents.by_machine(part, labels), dataset))
         except GuerdonError as error:
             return cls(part, labels, None, f"The quality of the labels '{part.name}' cannot be measured: {error}")
 

@@ -93,6 +93,11 @@ class Contents:
     problems: tuple[str, ...] = field(default=())
     """What could not be used, one sentence each."""
 
+    def by_machine(self, part: Part, labels: LabelSet) -> LabelSet:
+        """A label set as the rater gave it, before corrections by hand. Raises RunError for a damaged file."""
+        path = self.run.part("labels", f"{part.name}.machine.parquet")
+        return LabelSet.read(path) if path.is_file() else labels
+
     @property
     def parts(self) -> Iterator[Part]:
         """All finished parts, in the order of the work."""
@@ -179,6 +184,8 @@ class _Reader:
         yield Part(self._place(path).removesuffix(path.suffix), path.stem, *fields)
 
     def _label_set(self, path: Path) -> Iterator[tuple[Part, LabelSet]]:
+        if "." in path.stem:
+            return  # belongs to a label set: what was set by hand in it, or what it was before
         for part in self._part(path):
             labels = self._tried(LabelSet.read, path)
             if labels is not None:

@@ -4,6 +4,9 @@ An expression uses + - * / and brackets over numbers and these names and functio
 
     NAME            a label set of the run, scaled to [0, 1] by its own scale (`rg_vlm` is score / 10); hyphens are written as underscores
     NAME.raw        the same on the label set's own scale (0..10)
+    NAME.spread     how far repeated answers lie apart: their population standard deviation, scaled as NAME is (`rg_vlm.spread` is that of
+                    the scores / 10), so that `rg_vlm - 0.5 * rg_vlm.spread` is a cautious reward; unknown for a single answer and where a
+                    label was set by hand
     sparse          1 at the last transition of an episode that ended by success (terminated), else 0; RG-VLM's baseline reward
     original        the rewards stored in the dataset itself
     oracle          1 where the dataset's ground truth says that the action served the sub-task at hand, else 0 (privileged, for
@@ -11,7 +14,8 @@ An expression uses + - * / and brackets over numbers and these names and functio
     potential(x)    gamma * phi(t+1) - phi(t) with phi(t) = (x(0) + ... + x(t-1)) / T: potential-based shaping, policy invariant
                     (Ng, Harada and Russell 1999)
     shuffled(x)     the known values of x in random order within each episode: same distribution, no content (a control)
-    constant(NAME)  the label set's highest value wherever it has a value: what a rater who praises everything would give (a control)
+    constant(NAME)  the label set's highest value wherever it has a value: what a rater who praises everything would give (a control);
+                    of NAME.spread it is 0, because such a rater never wavers
 
 Unknown stays unknown: a transition without a label has no reward, whatever else the expression adds. Rows are never dropped.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +38,15 @@ from guerdon.rewards.column import RewardColumn, Values
 from guerdon.seeding import generator
 
 Array = npt.NDArray[np.float64]
+Column = Literal["value", "spread"]
+"""Which number of a label."""
 
 _OPERATORS: dict[type[ast.operator], Callable[[Array, Array], Array]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
 _FUNCTIONS = ("potential", "shuffled", "constant")
 _BUILT_IN = ("sparse", "original", "oracle")
+_ATTRIBUTES = ("raw", "spread")
 RESERVED = frozenset({*_BUILT_IN, *_FUNCTIONS})
 """Names that mean something in expressions, so that no label set can have them."""
 
@@ -112,7 +119,10 @@ def compose(label_sets: Mapping[str, LabelSet], dataset: Dataset, expression: st
         if label_set.metadata.get("dataset") != dataset.fingerprint:
             cure = "Label this dataset, in a run folder of its own."
             raise RewardError(f"the label set '{name}' was made from another dataset", cure=cure)
-    raw = {name: transition_values(label_set, lengths, source=f"labels/{name}.parquet") for name, label_set in used.items()}
+    raw = {
+        (name, column): transition_values(used[name], lengths, column=column, source=f"labels/{name}.parquet")
+        for name, column in sorted(_columns_in(tree))
+    }
     values: Values = {}
     for info in infos:
         for annotation in range(max(1, len(info.annotations))):
@@ -136,7 +146,7 @@ class _Terms:
 
     def __init__(
         self, dataset: Dataset, info: EpisodeInfo, annotation: int, label_sets: Mapping[str, LabelSet],
-        raw: Mapping[str, Values], gamma: float, seed: int,
+        raw: Mapping[tuple[str, Column], Values], gamma: float, seed: int,
     ) -> None:  # fmt: skip
         self.dataset, self.info, self.annotation = dataset, info, annotation
         self.label_sets, self.raw, self.gamma, self.seed = label_sets, raw, gamma, seed
@@ -149,8 +159,11 @@ class _Terms:
                 return -self.evaluate(operand)
             case ast.BinOp(left=left, op=op, right=right):
                 return _OPERATORS[type(op)](self.evaluate(left), self.evaluate(right))
-            case ast.Attribute(value=ast.Name(id=name)):
+            case ast.Attribute(value=ast.Name(id=name), attr="raw"):
                 return self._raw(name)
+            case ast.Attribute(value=ast.Name(id=name), attr="spread"):
+                low, high = self.label_sets[name].scale
+                return self._raw(name, "spread") / (high - low)
             case ast.Name(id=name):
                 return self._named(name)
             case ast.Call(func=ast.Name(id="potential"), args=[argument]):
@@ -176,9 +189,9 @@ class _Terms:
         low, high = self.label_sets[name].scale
         return (self._raw(name) - low) / (high - low)
 
-    def _raw(self, name: str) -> Array:
+    def _raw(self, name: str, column: Column = "value") -> Array:
         unlabelled = np.full(self.info.length, np.nan, np.float32)
-        return self.raw[name].get((self.info.index, self.annotation), unlabelled).astype(np.float64)
+        return self.raw[name, column].get((self.info.index, self.annotation), unlabelled).astype(np.float64)
 
     def _oracle(self) -> Array:
         contribution = self.dataset.privileged(self.info.index).get("contribution")
@@ -187,14 +200,17 @@ class _Terms:
         return np.where(np.isnan(contribution), np.nan, contribution > 0)
 
     def _constant(self, argument: ast.expr) -> Array:
+        column: Column = "value"
         match argument:
             case ast.Name(id=name) if name in self.label_sets:
                 highest = 1.0
-            case ast.Attribute(value=ast.Name(id=name)):
+            case ast.Attribute(value=ast.Name(id=name), attr="raw"):
                 highest = self.label_sets[name].scale[1]
+            case ast.Attribute(value=ast.Name(id=name), attr="spread"):
+                highest, column = 0.0, "spread"
             case _:
                 raise RewardError(f"constant(...) takes the name of a label set, not '{ast.unparse(argument)}'")
-        return np.where(np.isfinite(self._raw(name)), highest, np.nan)
+        return np.where(np.isfinite(self._raw(name, column)), highest, np.nan)
 
     def _shuffled(self, values: Array) -> Array:
         known = np.isfinite(values)
@@ -202,6 +218,18 @@ class _Terms:
         result = values.copy()
         result[known] = order.permutation(values[known])
         return result
+
+
+def _columns_in(tree: ast.expr) -> set[tuple[str, Column]]:
+    """Label sets of an expression and which of their numbers it uses."""
+    columns: set[tuple[str, Column]] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr="spread"):
+                columns.add((name, "spread"))
+            case ast.Name(id=name) if name not in RESERVED:
+                columns.add((name, "value"))
+    return columns
 
 
 def _parse(expression: str) -> ast.expr:
@@ -227,7 +255,7 @@ def _allow(node: ast.expr) -> None:
             return
         case ast.Name(id=name) if name not in _FUNCTIONS:
             return
-        case ast.Attribute(value=ast.Name(id=name), attr="raw") if name not in RESERVED:
+        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name not in RESERVED and attribute in _ATTRIBUTES:
             return
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             _allow(operand)
