@@ -201,6 +201,7 @@ def test_labels_are_those_of_live_requests(vendor: tuple[BatchServer, Chat], tmp
     spent, dear = costs(tmp_path / "batch.sqlite"), costs(tmp_path / "live.sqlite", "live")
     assert spent.dollars == pytest.approx(dear.dollars / 2)
     assert (spent.requests, spent.answered, spent.reserved) == (2 * WINDOWS, 2 * WINDOWS, 0)
+    assert not any(PLANTED_KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
     last = seen[-1]
     assert (last.done, last.asked, last.found, last.pending, last.batches) == (WINDOWS, 2 * WINDOWS, 0, 0, 0)
     assert last.dollars == pytest.approx(spent.dollars)
@@ -688,7 +689,7 @@ def check_many_lives(vendor: tuple[BatchServer, Chat], folder: Path, seed: int, 
         assert opened.open_batches() == []
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_many_lives(vendor: tuple[BatchServer, Chat], tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check_many_lives(vendor, tmp_path, seed, monkeypatch)
 

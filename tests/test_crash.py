@@ -25,7 +25,7 @@ from tests.data.episodes import episode, write
 HERE = Path(__file__).parent
 CONCURRENCY = 6
 LATENCY = 0.02
-LEASE = 0.6
+LEASE = 30.0
 WINDOWS, TURNS = 2, 2
 """Of an episode, and of the conversation about a window."""
 

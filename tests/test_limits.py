@@ -356,7 +356,9 @@ async def test_a_few_requests_that_always_fail_do_not_stop_the_run() -> None:
     await rater.time.run(_all([ask(order) for order in range(52)]))
 
 
-@pytest.mark.parametrize(("cause", "words"), [("empty", "had no content"), ("unreadable", "were no answers")])
+@pytest.mark.parametrize(
+    ("cause", "words"), [("empty", "had no content"), ("unreadable", "were no answers"), ("bad_request", "said that the request is wrong")]
+)
 async def test_replies_without_content_stop_a_run_that_has_seen_nothing_else(cause: Cause, words: str) -> None:
     rater = Rater(most=4, answer=failing(cause))
     with pytest.raises(RaterUnreachable, match=rf"replies to {USELESS} requests in a row {words}"):

@@ -100,6 +100,7 @@ def test_manifests_refuse_numbers_that_json_has_not(tmp_path: Path) -> None:
     [
         ("guerdon label d --store postgresql://ann:s3cret@host:5432/db", "guerdon label d --store postgresql://ann:***@host:5432/db"),
         ("--store=postgres://ann:p@ss:word@host/db --run r", "--store=postgres://ann:***@host/db --run r"),
+        ("'postgresql://host/db?user=ann&password=s3cret&x=1'", "'postgresql://host/db?user=ann&password=***&x=1'"),
         ("openai-compatible:m@http://host:8000/v1", "openai-compatible:m@http://host:8000/v1"),
     ],
 )

@@ -70,7 +70,8 @@ def command_line() -> str:
 
 def without_password(text: str) -> str:
     """`text` with the password of every URL in it replaced by stars."""
-    return re.sub(r"(\w://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    text = re.sub(r"(\w://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
 @contextmanager

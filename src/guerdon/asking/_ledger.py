@@ -20,11 +20,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from guerdon.asking import _tables as tables
+from guerdon.asking._owners import is_gone
 from guerdon.records import Cause, Failure, Reply, Usage
 
 ACCOUNT_CAUSES: frozenset[Cause] = frozenset({"authentication", "quota"})
 """Causes that lie with the account, not with the question: never remembered as the final fate of a question."""
 
+BATCH = "batch/"
+"""Beginning of the names of owners that are no processes: requests that lie with a vendor."""
 UNBILLED: frozenset[Cause] = frozenset(
     {"rate_limit", "quota", "overload", "authentication", "bad_request", "unsupported"}
 )  # no vendor charges for these; whether a timeout was charged is unknown
@@ -155,6 +158,7 @@ _FIND_ANSWER = sa.select(*_outcome_columns(tables.answer)).where(_of_key(tables.
 _FIND_FAILURE = sa.select(*_outcome_columns(tables.attempt)).where(_of_key(tables.attempt) & _IS_FINAL)
 _CLAIMS_OF = sa.select(tables.claim).where(tables.claim.c.owner == sa.bindparam("whose"))
 _CLAIM_OF = sa.select(tables.claim).where(_of_key(tables.claim) & (tables.claim.c.owner == sa.bindparam("whose")))
+_CLAIMS_OF_RUN = sa.select(tables.claim).where(tables.claim.c.run == sa.bindparam("of_run"))
 _SUMS = sa.select(tables.run.c.charged, tables.run.c.reserved).where(tables.run.c.run == sa.bindparam("of_run"))
 _INSERT_ATTEMPT = sa.insert(tables.attempt)
 _END_CLAIM = sa.delete(tables.claim).where(_of_key(tables.claim))
@@ -316,7 +320,15 @@ class Hold:
     owner: str
 
 
-Operation = TakeClaim | Record | Renew | EndClaims | Execute | BeginRun | Hold
+@dataclass(frozen=True)
+class EndDeadClaims:
+    """Ends the claims of a run that have lapsed, or whose holder is known to be gone: nobody knows what became of their requests. Batches
+    outlive their processes and are left alone."""
+
+    run: str
+
+
+Operation = TakeClaim | Record | Renew | EndClaims | EndDeadClaims | Execute | BeginRun | Hold
 
 
 def carry_out(connection: sa.Connection, statements: Statements, operations: Sequence[Operation], now: float) -> list[Any]:
@@ -352,12 +364,16 @@ def carry_out(connection: sa.Connection, statements: Statements, operations: Seq
 
 
 def _carry_out_alone(
-    connection: sa.Connection, statements: Statements, operation: Renew | EndClaims | Execute | BeginRun, now: float
+    connection: sa.Connection, statements: Statements, operation: Renew | EndClaims | EndDeadClaims | Execute | BeginRun, now: float
 ) -> None:
     if isinstance(operation, Renew):
         connection.execute(_RENEW, {"whose": operation.owner, "until": now + operation.lease})
     elif isinstance(operation, EndClaims):
-        _end_claims(connection, statements, operation, now)
+        _end_claims(connection, statements, _claims_of(connection, operation), now, sent=operation.sent)
+    elif isinstance(operation, EndDeadClaims):
+        of_run = [_Held.of(row) for row in connection.execute(_CLAIMS_OF_RUN, {"of_run": operation.run})]
+        dead = [held for held in of_run if not held.owner.startswith(BATCH) and (held.expiry < now or is_gone(held.owner))]
+        _end_claims(connection, statements, dead, now, sent=True)
     elif isinstance(operation, Execute):
         for statement, rows in operation.statements:
             if rows:
@@ -434,16 +450,19 @@ class _Changes:
             connection.execute(statements.add_to_run, rows)
 
 
-def _end_claims(connection: sa.Connection, statements: Statements, operation: EndClaims, now: float) -> None:
+def _claims_of(connection: sa.Connection, operation: EndClaims) -> list[_Held]:
     whose = {"whose": operation.owner}
     if operation.key is None:
         rows = connection.execute(_CLAIMS_OF, whose)
     else:
         rows = connection.execute(_CLAIM_OF, {**whose, **_parameters(operation.key)})
-    ended = [_Held.of(row) for row in rows]
+    return [_Held.of(row) for row in rows]
+
+
+def _end_claims(connection: sa.Connection, statements: Statements, ended: Sequence[_Held], now: float, *, sent: bool) -> None:
     changes = _Changes()
     for held in ended:
-        if operation.sent:
+        if sent:
             changes.lose(held)
         else:
             changes.of(held.run).reserved -= held.reserved or 0
@@ -476,7 +495,7 @@ class _Wave:
         if found is not None:
             return found
         held = self._claims.get(wish.key)
-        if held is not None and held.expiry >= self._now:
+        if held is not None and held.expiry >= self._now and not is_gone(held.owner):
             return Claim.HELD
         if wish.ceiling is not None and self._spent(wish.run) + (wish.reserved or 0) > wish.ceiling:
             return Claim.TOO_DEAR

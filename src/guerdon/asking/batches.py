@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from guerdon.asking._ledger import BATCH
 from guerdon.asking.store import ACCOUNT_CAUSES, BatchRow, Claim, Key, Store
 from guerdon.errors import (
     AuthenticationRefused,
@@ -191,7 +192,7 @@ class _Open:
 
 
 def _owner(batch: str) -> str:
-    return f"batch/{batch}"
+    return BATCH + batch
 
 
 class _BatchAsker:

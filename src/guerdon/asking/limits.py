@@ -39,6 +39,11 @@ BUSY: frozenset[Cause] = frozenset({"rate_limit", "overload"})
 SILENT: frozenset[Cause] = BUSY | {"network", "timeout"}
 """Causes that tell nothing about the request: the rater did not look at it, or nobody knows."""
 _NO_CONTENT: frozenset[Cause] = frozenset({"unreadable", "empty"})
+_USELESS_BECAUSE: dict[Cause, str] = {
+    "empty": "had no content",
+    "unreadable": "were no answers (a web page, cut-off or foreign JSON)",
+    "bad_request": "said that the request is wrong, and none was ever answered (these are asked again with --retry-failed)",
+}
 _FIRST_OUTPUT = 256.0  # tokens that a reply is expected to have before there was one
 _MEMORY = 0.1  # weight of the latest reply in the expected length
 _KEEP = "Everything answered so far is kept: the same command goes on from here."
@@ -203,7 +208,7 @@ class Pace:
                 self._stay_silent(now, leave, outcome)
                 return
         self.note_alive()
-        if isinstance(outcome, Failure) and outcome.cause in _NO_CONTENT:
+        if isinstance(outcome, Failure) and (outcome.cause in _NO_CONTENT or (outcome.cause == "bad_request" and not self._answered)):
             self._count_useless(outcome, first_attempt)
             return
         self.note_answer()
@@ -256,8 +261,7 @@ class Pace:
     def _count_useless(self, failure: Failure, first_attempt: bool) -> None:
         self._useless += first_attempt  # a few windows that always fail in this way, tried several times, are no reason to stop
         if self._useless >= (max(USELESS, 2 * self._most) if self._answered else USELESS):
-            meaning = "had no content" if failure.cause == "empty" else "were no answers (a web page, cut-off or foreign JSON)"
-            what = f"the replies to {self._useless} requests in a row {meaning}{_status(failure)}"
+            what = f"the replies to {self._useless} requests in a row {_USELESS_BECAUSE[failure.cause]}{_status(failure)}"
             raise RaterUnreachable(what, where=self._where, cure=f"Check the model's name, its settings and the address. {_KEEP}")
 
 

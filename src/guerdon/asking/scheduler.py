@@ -18,9 +18,7 @@ the same way; cancelling once more does not wait. Durations are seconds, money U
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,6 +26,7 @@ from dataclasses import dataclass, field
 
 from guerdon import seeding
 from guerdon.asking._ledger import UNBILLED
+from guerdon.asking._owners import new_owner
 from guerdon.asking.limits import FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER, Gate, Limits, Pace, Pass, Sleep
 from guerdon.asking.store import ACCOUNT_CAUSES, Claim, Key, Store
 from guerdon.errors import AuthenticationRefused, CeilingReached, GuerdonError, ProviderError, QuotaExhausted, UsageError
@@ -259,7 +258,7 @@ class _Asker:
         self._method, self._raters, self._store = method, raters, store
         self._run, self._retry_failed, self._attempts = run, retry_failed, attempts
         self._gates, self._on_event, self._sleep = gates, on_event, sleep
-        self._owner = f"{os.getpid()}/{uuid.uuid4().hex}"
+        self._owner = new_owner()
         self._in_hand: dict[Key, _Hand] = {}
         self._purse = None if ceiling is None else _Purse(ceiling, store, run, self._in_hand)
         self._counts: Counter[str] = Counter()
@@ -710,11 +709,13 @@ class _Purse:
     async def _wait_for_other_processes(self, round_: int) -> None:
         """Begins a round when another process has spent or given back money; ends the run when none will."""
         try:
+            await self._store.end_dead_claims(self._run)
             spent, wait, waited = self._store.costs(self._run), _POLL_FIRST, 0.0
             began = (spent.charged, spent.reserved)
             while spent.reserved > 0 and waited < OTHERS_MONEY and (spent.charged, spent.reserved) == began:
                 await asyncio.sleep(wait)
                 waited, wait = waited + wait, min(2 * wait, _POLL_LONGEST)
+                await self._store.end_dead_claims(self._run)
                 spent = self._store.costs(self._run)
             self._poll, self._spent = None, spent.charged
             if (spent.charged, spent.reserved) != began or self._somebody_fits(spent.charged + spent.reserved):

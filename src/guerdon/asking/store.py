@@ -284,6 +284,10 @@ class Store:
         "lost", charged with what it had reserved."""
         await self._writer.submit(ledger.EndClaims(owner, key, sent=True))
 
+    async def end_dead_claims(self, run: str) -> None:
+        """Does what `abandon` does for all claims of a run that have lapsed, or were held by a process of this machine that is gone."""
+        await self._writer.submit(ledger.EndDeadClaims(run))
+
     async def record(
         self,
         request: Request,

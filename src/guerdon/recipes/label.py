@@ -104,9 +104,9 @@ class Config(DataOptions):
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_coverage <= 1.0:
             raise UsageError(f"min_coverage lies in [0, 1], got {self.min_coverage}")
-        if self.concurrency < 1 or self.repeats < 1 or self.pilot < 0:
-            got = f"{self.concurrency}, {self.repeats} and {self.pilot}"
-            raise UsageError(f"concurrency and repeats are at least 1 and pilot at least 0, got {got}")
+        for name, least in (("concurrency", 1), ("repeats", 1), ("pilot", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is at least {least}, got {getattr(self, name)}")
         for name in ("requests_per_minute", "tokens_per_minute", "patience", "max_cost"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
