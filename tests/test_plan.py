@@ -231,7 +231,7 @@ def test_half_a_name_is_refused(spec: str) -> None:
     [
         ({"price": ("1,2", "3,4", "5,6")}, "3 prices are given for 2 raters"),
         ({"price": ("cheap",)}, "'cheap' is no price"),
-        ({"repeats": 0}, "repeats are at least 1"),
+        ({"repeats": 0}, "repeats is at least 1"),
         ({"tokens_per_minute": 0}, "tokens_per_minute is a number above 0"),
         ({"picture_tokens": 0}, "picture_tokens is at least 1"),
         ({"output_tokens": -1}, "output_tokens is at least 1"),
