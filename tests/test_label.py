@@ -17,6 +17,7 @@ from guerdon.errors import BadPilot, UsageError
 from guerdon.labels import LabelSet
 from guerdon.records import Annotation
 from guerdon.rewards.column import RewardColumn
+from tests.batch_servers import serve as serve_batches
 from tests.data.episodes import episode, write
 from tests.test_crash import Server, dataset, serving
 
@@ -244,3 +245,28 @@ def test_a_rater_is_measured_without_the_corrections_of_its_mistakes(scripted_da
     after = RaterSection.all_of(read_contents(tmp_path / "run"), dataset_)[0].quality
     assert before is not None
     assert after == before
+
+
+# --- batches --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_handed_in_and_collected_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path / "data", 3)
+    with serve_batches("openai") as server:
+        server.provider(monkeypatch)  # sets the address and a key
+        server.actions = 4
+        words = ["label", str(data), "--run", str(tmp_path / "run"), "--vlm", "openai:gpt-5-mini", "--store", str(tmp_path / "s.sqlite")]
+        words += ["--quiet", "--yes", "--batch", "--no-wait", "--window", "4"]
+        server.switches.polls = 3
+        statuses = [main(words)]  # hands in the first turns
+        while statuses[-1] and len(statuses) < 10:  # collects them, hands in the second turns, collects those
+            statuses.append(main(words))
+        assert len(statuses) > 2
+        assert statuses[-1] == 0
+        out = capsys.readouterr().out
+        assert "under way" in out
+        assert main(words) == 0
+        assert "0 requests sent now" in capsys.readouterr().out
+        assert len(server.jobs) == 2

@@ -82,6 +82,10 @@ class Config(DataOptions):
     """Use the vendor's queue at half price: answers may take a day for each turn."""
     wait: bool = True
     """With --batch: wait for the answers. With --no-wait the same command collects later what is ready, and sends the next turn."""
+    batch_size: int | None = None
+    """With --batch: most requests in one batch; up to 10,000, as far as the vendor takes them, if not given."""
+    retry_lost: bool = False
+    """With --batch: ask again, and pay again, for what lies in a batch that the vendor no longer knows."""
     min_coverage: float = 1.0
     """Share of the transitions that must get a label for the command to succeed (exit status 0)."""
     yes: bool = False
@@ -104,9 +108,10 @@ class Config(DataOptions):
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_coverage <= 1.0:
             raise UsageError(f"min_coverage lies in [0, 1], got {self.min_coverage}")
-        for name, least in (("concurrency", 1), ("repeats", 1), ("pilot", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is at least {least}, got {getattr(self, name)}")
+        for name, least in (("concurrency", 1), ("repeats", 1), ("pilot", 0), ("batch_size", 1)):
+            count = getattr(self, name)
+            if count is not None and count < least:
+                raise UsageError(f"{name} is at least {least}, got {count}")
         for name in ("requests_per_minute", "tokens_per_minute", "patience", "max_cost"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -362,7 +367,8 @@ class _Asker:
         config = self._config
         return ask_in_batches(
             windows, self._method, self._providers, self._store, run=self._run, repeats=config.repeats,
-            retry_failed=config.retry_failed, ceiling=config.max_cost, wait=config.wait, on_event=lambda state: watch(_as_progress(state)),
+            retry_failed=config.retry_failed, retry_lost=config.retry_lost, ceiling=config.max_cost, largest=config.batch_size,
+            wait=config.wait, on_event=lambda state: watch(_as_progress(state)),
         )  # fmt: skip
 
     @staticmethod
