@@ -13,7 +13,7 @@ from guerdon import cli, pricing
 from guerdon.answers import Scores
 from guerdon.errors import UnknownName, UsageError
 from guerdon.methods.rg_vlm import RgVlm
-from guerdon.recipes import label, plan, raters
+from guerdon.recipes import label, plan, raters, reckoning
 from guerdon.recipes.collect_babyai import Config as CollectConfig
 from guerdon.recipes.collect_babyai import collect_babyai
 from guerdon.recipes.data import open_data
@@ -38,13 +38,13 @@ def windows(episodes: int = 12, **sampling: int) -> list[Sample]:
     return list(select(dataset, SamplingConfig(**sampling)))
 
 
-def asked(spec: str = FOUR[0], **settings: object) -> plan.Asked:
-    return plan.read_rater(spec, {}, **settings)  # type: ignore[arg-type]
+def asked(spec: str = FOUR[0], **settings: object) -> reckoning.Asked:
+    return reckoning.read_rater(spec, {}, **settings)  # type: ignore[arg-type]
 
 
 def test_requests_are_those_that_the_method_would_send() -> None:
     method, samples = RgVlm(), windows()
-    drawn = plan.draw(samples, method)
+    drawn = reckoning.draw(samples, method)
     assert drawn.windows == len(drawn.conversations) == len(samples)
     for sample, conversation in zip(samples, drawn.conversations, strict=True):
         assert [request.purpose for request in conversation.usual] == ["analyse", "score"]
@@ -60,8 +60,8 @@ def test_requests_are_those_that_the_method_would_send() -> None:
 
 def test_sums_over_all_windows() -> None:
     samples = windows()
-    drawn = plan.draw(samples, RgVlm())
-    found = plan.planned(drawn, [asked()])
+    drawn = reckoning.draw(samples, RgVlm())
+    found = reckoning.planned(drawn, [asked()])
     requests = [request for each in drawn.conversations for request in each.usual]
     estimates = [pricing.estimate(each, provider="google", model="gemini-2.5-flash", thinking_tokens=1000) for each in requests]
     assert (found.requests, found.pictures) == (2 * len(samples), 2 * len(samples))
@@ -73,7 +73,7 @@ def test_sums_over_all_windows() -> None:
     assert found.unknown == ()
     assert found.to_record()["input_tokens"] == found.input_tokens == found.picture_tokens + found.text_tokens
     assert json.loads(json.dumps(found.to_record())) == found.to_record()
-    thrice = plan.planned(drawn, [asked()], repeats=3)
+    thrice = reckoning.planned(drawn, [asked()], repeats=3)
     assert (thrice.requests, thrice.pictures) == (3 * found.requests, 3 * found.pictures)
     assert thrice.dollars == pytest.approx(3 * found.dollars)
     assert thrice.ceiling == pytest.approx(3 * (found.ceiling or 0))
@@ -82,8 +82,8 @@ def test_sums_over_all_windows() -> None:
 @pytest.mark.parametrize("most", [1, 3, 8, 20])
 def test_a_part_of_the_windows_stands_for_all(most: int) -> None:
     samples = windows(40)
-    whole, part = (plan.planned(plan.draw(samples, RgVlm(), most=number), [asked()]) for number in (len(samples), most))
-    assert len(plan.draw(samples, RgVlm(), most=most).conversations) <= most
+    whole, part = (reckoning.planned(reckoning.draw(samples, RgVlm(), most=number), [asked()]) for number in (len(samples), most))
+    assert len(reckoning.draw(samples, RgVlm(), most=most).conversations) <= most
     assert part.requests == whole.requests
     assert part.ceiling is not None
     assert whole.ceiling is not None
@@ -94,7 +94,7 @@ def test_a_part_of_the_windows_stands_for_all(most: int) -> None:
 
 
 def test_nothing_costs_nothing() -> None:
-    found = plan.planned(plan.draw([], RgVlm()), [asked()], pilot=3)
+    found = reckoning.planned(reckoning.draw([], RgVlm()), [asked()], pilot=3)
     assert (found.requests, found.dollars, found.ceiling, found.hours) == (0, 0.0, 0.0, 0.0)
 
 
@@ -105,7 +105,7 @@ def test_pictures_are_drawn_for_a_part_only() -> None:
         Sample(each.segment, each.instruction, each.actions, each.annotation, frames=lambda each=each: read.append(each) or each.frames())
         for each in samples
     ]  # fmt: skip
-    plan.draw(counted, RgVlm(), most=5)
+    reckoning.draw(counted, RgVlm(), most=5)
     assert len(read) == 5
 
 
@@ -114,8 +114,8 @@ def test_the_ceiling_holds_for_answers_as_long_as_they_may_be() -> None:
     allowance = 400
     settings = {"chat": _chat_config(allowance)}
     method, samples = RgVlm(), windows(4)
-    rater = plan.read_rater("google:gemini-2.5-flash", settings)
-    ceiling = plan.planned(plan.draw(samples, method), [rater]).ceiling
+    rater = reckoning.read_rater("google:gemini-2.5-flash", settings)
+    ceiling = reckoning.planned(reckoning.draw(samples, method), [rater]).ceiling
     spent = 0.0
     for sample in samples:
         exchanges: list[Exchange] = []
@@ -136,16 +136,16 @@ def _chat_config(allowance: int) -> object:
 
 def test_each_stage_is_reckoned_by_its_own_rater() -> None:
     samples = windows(5)
-    drawn = plan.draw(samples, RgVlm(score_rater=1))
+    drawn = reckoning.draw(samples, RgVlm(score_rater=1))
     dear, cheap = asked("anthropic:claude-opus-5-5"), asked("google:gemini-2.5-flash-lite")
-    mixed, all_dear, all_cheap = (plan.planned(drawn, each) for each in ([dear, cheap], [dear], [cheap]))
+    mixed, all_dear, all_cheap = (reckoning.planned(drawn, each) for each in ([dear, cheap], [dear], [cheap]))
     assert mixed.rater == "anthropic:claude-opus-5-5 then google:gemini-2.5-flash-lite"
     assert (all_cheap.dollars or 0) < (mixed.dollars or 0) < (all_dear.dollars or 0)
 
 
 def test_a_pilot_asks_about_its_windows_once_more() -> None:
-    drawn = plan.draw(windows(5), RgVlm())
-    without, with_pilot, capped = (plan.planned(drawn, [asked()], repeats=2, pilot=number) for number in (0, 3, 1000))
+    drawn = reckoning.draw(windows(5), RgVlm())
+    without, with_pilot, capped = (reckoning.planned(drawn, [asked()], repeats=2, pilot=number) for number in (0, 3, 1000))
     assert with_pilot.requests == without.requests + 2 * 3
     assert capped.requests == without.requests * 3 / 2
     assert with_pilot.dollars == pytest.approx((without.dollars or 0) * (1 + 3 / (2 * drawn.windows)))
@@ -158,48 +158,48 @@ def test_what_label_is_expected_to_take(data: Path) -> None:
         dataset=data, run=Path("run"), vlm=("openai-compatible:a@https://example.org/v1", "scripted"), price=("1,1",), repeats=2
     )
     dataset = open_data(data, config)
-    found = plan.planned_for(config, select(dataset), label.make_method(config, dataset))
-    first = plan.planned(plan.draw(select(dataset), RgVlm()), [asked(config.vlm[0], price=Price(1, 1))], repeats=2)
+    found = label.planned_for(config, select(dataset), label.make_method(config, dataset))
+    first = reckoning.planned(reckoning.draw(select(dataset), RgVlm()), [asked(config.vlm[0], price=Price(1, 1))], repeats=2)
     assert found.requests == first.requests
     assert 0 < found.text_tokens < first.text_tokens, "scripted raters read no tokens"
     assert found.rater == " then ".join(config.vlm)
 
 
 def test_hours_are_those_of_the_slowest_limit() -> None:
-    drawn = plan.draw(windows(), RgVlm())
-    found = plan.planned(drawn, [asked()], concurrency=2, seconds_per_request=6)
+    drawn = reckoning.draw(windows(), RgVlm())
+    found = reckoning.planned(drawn, [asked()], concurrency=2, seconds_per_request=6)
     assert found.hours == pytest.approx(found.requests * 3 / 3600)
-    slow = plan.planned(drawn, [asked()], requests_per_minute=1)
+    slow = reckoning.planned(drawn, [asked()], requests_per_minute=1)
     assert slow.hours == pytest.approx(slow.requests / 60)
     tokens = (found.picture_tokens or 0) + found.text_tokens + found.output_tokens
-    assert plan.planned(drawn, [asked()], tokens_per_minute=1).hours == pytest.approx(tokens / 60)
-    assert plan.planned(drawn, [asked("openai:gpt-6-luna")], tokens_per_minute=1).hours is None, "unknown picture tokens, unknown time"
-    assert plan.planned(drawn, [asked("scripted")]).hours == 0.0
+    assert reckoning.planned(drawn, [asked()], tokens_per_minute=1).hours == pytest.approx(tokens / 60)
+    assert reckoning.planned(drawn, [asked("openai:gpt-6-luna")], tokens_per_minute=1).hours is None, "unknown picture tokens, unknown time"
+    assert reckoning.planned(drawn, [asked("scripted")]).hours == 0.0
 
 
 def test_what_is_unknown_is_said_with_its_cure() -> None:
-    drawn = plan.draw(windows(3), RgVlm())
-    found = plan.planned(drawn, [asked("openai:gpt-6-luna")])
+    drawn = reckoning.draw(windows(3), RgVlm())
+    found = reckoning.planned(drawn, [asked("openai:gpt-6-luna")])
     assert (found.picture_tokens, found.dollars, found.batch_dollars) == (None, None, None)
     assert found.ceiling is not None, "a bound is known all the same: the dearest formula of the vendor"
     assert found.unknown == ("openai:gpt-6-luna: tokens of a picture are not documented. Give them with --picture-tokens.",)
-    told = plan.planned(drawn, [asked("openai:gpt-6-luna", picture_tokens=500)])
+    told = reckoning.planned(drawn, [asked("openai:gpt-6-luna", picture_tokens=500)])
     assert told.picture_tokens == 500 * told.pictures
     assert told.dollars is not None
     assert told.unknown == ()
-    server = plan.planned(drawn, [asked("openai-compatible:qwen@https://example.org/v1")])
+    server = reckoning.planned(drawn, [asked("openai-compatible:qwen@https://example.org/v1")])
     assert (server.dollars, server.ceiling) == (None, None)
     assert [reason.rpartition(". ")[2] for reason in server.unknown] == [
         "Give them with --picture-tokens.", "Give it with --price, in dollars per million input,output tokens.",
     ]  # fmt: skip
-    priced = plan.planned(drawn, [asked("openai-compatible:qwen@https://example.org/v1", price=Price(1, 2), picture_tokens=9)])
+    priced = reckoning.planned(drawn, [asked("openai-compatible:qwen@https://example.org/v1", price=Price(1, 2), picture_tokens=9)])
     assert priced.dollars == pytest.approx((priced.text_tokens + 9 * priced.pictures + 2 * priced.output_tokens) / 1e6)
     assert priced.batch_dollars is None, "a stated price says nothing of batches"
 
 
 @pytest.mark.parametrize("spec", ["scripted", "replay:folder", "openai-compatible:qwen@http://localhost:8000/v1"])
 def test_what_runs_here_costs_nothing(spec: str) -> None:
-    found = plan.planned(plan.draw(windows(3), RgVlm()), [asked(spec)])
+    found = reckoning.planned(reckoning.draw(windows(3), RgVlm()), [asked(spec)])
     assert (found.dollars, found.batch_dollars, found.ceiling, found.unknown) == (0.0, 0.0, 0.0, ())
 
 
@@ -245,9 +245,9 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], mess
 
 def test_prices_go_to_the_raters_in_their_order() -> None:
     both = plan.Config(dataset=Path("data"), vlm=FOUR[:2], price=("1,2", "3,4"))
-    assert [each.price for each in plan.asked_of(both)] == [Price(1, 2), Price(3, 4)]
+    assert [each.price for each in reckoning.asked_of(both.vlm, {}, both.price)] == [Price(1, 2), Price(3, 4)]
     one = plan.Config(dataset=Path("data"), vlm=FOUR[:2], price=("1,2",))
-    assert [each.price for each in plan.asked_of(one)] == [Price(1, 2), Price(1, 2)]
+    assert [each.price for each in reckoning.asked_of(one.vlm, {}, one.price)] == [Price(1, 2), Price(1, 2)]
 
 
 def test_python_call(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,5 +309,5 @@ def test_a_method_that_never_stops_is_given_up() -> None:
         def next(self, sample: Sample, exchanges: object) -> Request | None:
             return super().next(sample, [])
 
-    drawn = plan.draw(windows(1), Endless())
+    drawn = reckoning.draw(windows(1), Endless())
     assert len(drawn.conversations[0].usual) == 100

@@ -18,8 +18,7 @@ from guerdon.providers._settings import ChatConfig
 from guerdon.providers.chat import Chat
 from guerdon.providers.scripted import Scripted
 from guerdon.recipes import raters
-from guerdon.recipes.label import provider_of
-from guerdon.recipes.raters import build, provider_names, require_consent
+from guerdon.recipes.raters import build, provider_names, provider_of, require_consent
 from guerdon.records import Failure, Rater, Reply, Request
 
 

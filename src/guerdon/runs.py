@@ -1,7 +1,8 @@
 """A run folder: everything made from one dataset, each part with a manifest that says from what and how.
 
-    run.json                       which dataset; written before the first part
+    run.json                       which dataset, and the run's own id; written before the first part
     labels/NAME.parquet            + NAME.json, its manifest
+    labels/NAME.corrections.parquet, NAME.machine.parquet     labels set by hand, and those that they stand in for
     rewards/NAME.parquet           + NAME.json
     policies/NAME/seed-K/          with manifest.json
     evaluations/NAME/seed-K.jsonl  + seed-K.json

@@ -9,13 +9,13 @@ from dataclasses import replace
 from guerdon import discover
 from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, parse
-from guerdon.recipes import demo, label
+from guerdon.recipes import demo, label, raters
 
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon demo`, or `guerdon demo --vlm google:MODEL`."""
     specs = all_chosen("vlm", arguments, demo.Config.vlm)
-    providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
+    providers = dict.fromkeys(raters.provider_of(spec) for spec in specs)
     things = {name: discover.load("providers", name) for name in providers}
     sections = {"_settings": demo.Config} | {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
     parsed = parse("demo", __doc__ or "", sections, arguments)

@@ -9,7 +9,7 @@ from typing import Any
 from guerdon import discover, samples
 from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, chosen, parse
-from guerdon.recipes import label
+from guerdon.recipes import label, raters
 from guerdon.recipes.watch import duration
 
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """`guerdon label DATASET --method METHOD --vlm RATER --run RUN`. The exit status is 1 if coverage stays below --min-coverage."""
     method = chosen("method", arguments, label.Config.method)
     specs = all_chosen("vlm", arguments, label.Config.vlm)
-    providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
+    providers = dict.fromkeys(raters.provider_of(spec) for spec in specs)
     sections = {"_settings": label.Config, "_sampling": samples.Config}
     things = {"_method": discover.load("methods", method)} | {name: discover.load("providers", name) for name in providers}
     own = {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}

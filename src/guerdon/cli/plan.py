@@ -10,7 +10,7 @@ from dataclasses import replace
 from guerdon import discover, samples
 from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, chosen, parse
-from guerdon.recipes import label, plan
+from guerdon.recipes import label, plan, raters, reckoning
 
 _FIRST_COLUMN = 23
 """Characters of the longest name of a row, and the space after it."""
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     """`guerdon plan DATASET --method METHOD --vlm RATER --vlm RATER ...`. Sends nothing; takes the flags of `label`."""
     method = chosen("method", arguments, plan.Config.method)
     specs = all_chosen("vlm", arguments, plan.Config.vlm)
-    providers = dict.fromkeys(label.provider_of(spec) for spec in specs)
+    providers = dict.fromkeys(raters.provider_of(spec) for spec in specs)
     sections = {"_settings": plan.Config, "_sampling": samples.Config}
     things = {"_method": discover.load("methods", method)} | {name: discover.load("providers", name) for name in providers}
     own = {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-_ROWS: tuple[tuple[str, Callable[[plan.Plan, plan.Planned], str]], ...] = (
+_ROWS: tuple[tuple[str, Callable[[plan.Plan, reckoning.Planned], str]], ...] = (
     ("requests", lambda _, each: f"{each.requests:,}"),
     ("pictures sent", lambda _, each: f"{each.pictures:,}"),
     ("picture tokens", lambda _, each: _count(each.picture_tokens)),

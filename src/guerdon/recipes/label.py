@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,19 +28,15 @@ from guerdon.asking.store import Store
 from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
 from guerdon.interfaces import Dataset, Method, Provider
 from guerdon.labels import LabelSet, vote
-from guerdon.pricing import parse_price
-from guerdon.recipes import raters
+from guerdon.recipes import raters, reckoning
 from guerdon.recipes.data import DataOptions, open_data, run_of
 from guerdon.recipes.labels import merge as with_corrections
 from guerdon.recipes.pilot import Pilot, judge, wrong_instructions
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.recipes.watch import Watch, watching
-from guerdon.records import Label, Price, Sample, Subject, Transcript
+from guerdon.records import Label, Sample, Subject, Transcript
 from guerdon.rewards.compose import RESERVED
 from guerdon.runs import Manifest
-
-if TYPE_CHECKING:
-    from guerdon.recipes.plan import Planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +153,12 @@ def label(config: Config) -> Labelled:
     dataset = open_data(config.dataset, config)
     method = make_method(config, dataset)
     providers = [make_rater(spec, dataset, config.rater_settings) for spec in config.vlm]
-    for provider, price in zip(providers, prices_of(config), strict=True):
+    for provider, price in zip(providers, raters.prices_of(config.vlm, config.price), strict=True):
         provider.price = price
     for provider in providers:
         raters.require_consent(provider, yes=config.yes)
-    selection = samples.survey(dataset, config.sampling)
-    if not selection.samples:
-        cure = "Use --unit episode, or choose other episodes." if selection.without_spans else "Look at it with: guerdon check DATASET"
-        raise DatasetError("there is nothing to label", where=str(dataset.path), cure=cure)
-    expected = _planned(config, dataset, method)
+    selection = selection_of(config, dataset)
+    expected = planned_for(config, samples.select(dataset, config.sampling), method)
     run = run_of(config.run, dataset, config)
     path = run.part("labels", config.label_set).with_suffix(".parquet")
     began = time.monotonic()
@@ -209,17 +202,36 @@ def label(config: Config) -> Labelled:
     return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage, stopped)
 
 
-def prices_of(config: Config) -> list[Price | None]:
-    """What the user says that each rater costs. Raises UsageError for a text that is no price."""
-    prices = [parse_price(text) for text in config.price]
-    return [*prices] * len(config.vlm) if len(prices) == 1 else [*prices] or [None] * len(config.vlm)
+def selection_of(config: Config, dataset: Dataset) -> samples.Selection:
+    """How many windows there are. Raises DatasetError if there is none."""
+    selection = samples.survey(dataset, config.sampling)
+    if not selection.samples:
+        cure = "Use --unit episode, or choose other episodes." if selection.without_spans else "Look at it with: guerdon check DATASET"
+        raise DatasetError("there is nothing to label", where=str(dataset.path), cure=cure)
+    return selection
 
 
-def _planned(config: Config, dataset: Dataset, method: Method) -> Planned:
-    """What asking about all windows should take, to be held against what it took."""
-    from guerdon.recipes.plan import planned_for  # which takes all settings of this module, and so imports it
+def planned_for(config: Config, windows: Iterable[Sample], method: Method) -> reckoning.Planned:
+    """What asking about the windows should take with all raters, each in its stage: to be held against what it took. Takes a few tenths of
+    a second, for drawing pictures. Raises as `reckoning.read_rater` does."""
+    asked = reckoning.asked_of(config.vlm, config.rater_settings, config.price)
+    return planned_with(config, reckoning.draw(windows, method), asked)
 
-    return planned_for(config, samples.select(dataset, config.sampling), method)
+
+def planned_with(
+    config: Config, drawn: reckoning.Drawn, asked: Sequence[reckoning.Asked], *, seconds_per_request: float = reckoning.SECONDS_PER_REQUEST
+) -> reckoning.Planned:
+    """What the windows drawn should take with the settings of a command."""
+    return reckoning.planned(
+        drawn,
+        asked,
+        repeats=config.repeats,
+        pilot=config.pilot,
+        concurrency=config.concurrency,
+        seconds_per_request=seconds_per_request,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+    )
 
 
 def make_method(config: Config, dataset: Dataset) -> Method:
@@ -238,16 +250,10 @@ def make_method(config: Config, dataset: Dataset) -> Method:
     return method
 
 
-def provider_of(spec: str) -> str:
-    """Name of the provider file behind a `--vlm` text: the vendors' prefixes all belong to "chat"."""
-    name = spec.partition(":")[0]
-    return name if name in discover.names("providers") else "chat"
-
-
 def make_rater(spec: str, dataset: Dataset, settings: Mapping[str, Any]) -> Provider:
     """The rater that a `--vlm` text names. Raises UnknownName, UsageError, ProviderError or MissingExtra."""
     truth = truth_of(dataset)
-    return raters.build(spec, config=settings.get(provider_of(spec)), truth=truth, truth_id=dataset.fingerprint if truth else None)
+    return raters.build(spec, config=settings.get(raters.provider_of(spec)), truth=truth, truth_id=dataset.fingerprint if truth else None)
 
 
 def chosen_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +283,14 @@ class _Asker:
     """Asks with the settings of one command."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, method: Method, providers: Sequence[Provider], store: Store, run: str, expected: Planned
+        self,
+        config: Config,
+        dataset: Dataset,
+        method: Method,
+        providers: Sequence[Provider],
+        store: Store,
+        run: str,
+        expected: reckoning.Planned,
     ) -> None:
         self._config, self._dataset, self._method, self._providers, self._store, self._run = config, dataset, method, providers, store, run
         self._expected = expected

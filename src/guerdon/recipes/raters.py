@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 from guerdon import discover
 from guerdon.errors import ConsentNeeded, UnknownName, UsageError, WriteFailed
 from guerdon.interfaces import Provider
+from guerdon.pricing import parse_price
+from guerdon.records import Price
 from guerdon.runs import read_json, user_data_folder, write_json
 
 _CHAT = "chat"
@@ -29,6 +31,18 @@ _CHAT = "chat"
 def provider_names() -> list[str]:
     """What may stand before the colon of `--vlm` besides the prefixes of vendors, sorted. Imports no provider."""
     return sorted(set(discover.names("providers")) - {_CHAT})
+
+
+def provider_of(spec: str) -> str:
+    """Name of the provider file behind a `--vlm` text: the vendors' prefixes all belong to "chat"."""
+    name = spec.partition(":")[0]
+    return name if name in discover.names("providers") else _CHAT
+
+
+def prices_of(specs: Sequence[str], prices: Sequence[str]) -> list[Price | None]:
+    """What the user says that each rater costs; a single price holds for all of them. Raises UsageError for a text that is no price."""
+    stated = [parse_price(text) for text in prices]
+    return [*stated] * len(specs) if len(stated) == 1 else [*stated] or [None] * len(specs)
 
 
 def build(spec: str, *, config: Any = None, **context: Any) -> Provider:

@@ -25,6 +25,8 @@ from guerdon.records import Exchange, Picture, Price, Reply, Request, Sample
 _COMPATIBLE = "openai-compatible"
 _ANSWERS_AT_ONCE = frozenset({"scripted", "replay"})
 """Raters that look at no picture and keep nobody waiting."""
+SECONDS_PER_REQUEST = 3.0
+"""Seconds that one answer is assumed to take."""
 MOST_DRAWN = 64
 """Windows whose pictures are drawn."""
 BYTES_A_TOKEN = 4
@@ -298,7 +300,7 @@ def planned(
     repeats: int = 1,
     pilot: int = 0,
     concurrency: int = 16,
-    seconds_per_request: float = 3.0,
+    seconds_per_request: float = SECONDS_PER_REQUEST,
     requests_per_minute: float | None = None,
     tokens_per_minute: float | None = None,
 ) -> Planned:
@@ -310,7 +312,7 @@ def planned(
         repeats: independent answers to each question.
         pilot: windows that are asked about once more, with wrong instructions.
         concurrency: conversations in flight at once.
-        seconds_per_request: time that one answer takes.
+        seconds_per_request: seconds that one answer takes.
         requests_per_minute: limit of the account; none if None. `tokens_per_minute`: the same, input and output together.
     """
     times = repeats + min(pilot, drawn.windows) / max(drawn.windows, 1)
