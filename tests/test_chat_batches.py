@@ -257,6 +257,13 @@ def test_a_refused_batch_did_not_come_into_being_and_its_file_is_deleted(server:
     assert server.creations == 1
 
 
+@pytest.mark.parametrize("status", [408, 409, 499])
+def test_a_call_that_was_broken_off_may_have_made_a_batch(status: int, server: BatchServer, queue: Batches) -> None:
+    """Handing it over again could pay for it twice: `find` has to look first."""
+    server.switches.refused = [(status, {"error": {"code": status, "message": "busy", "type": "busy"}})]
+    assert run_sync(handed_over(queue, requests())) is None
+
+
 def test_pictures_are_deleted_at_the_vendor(server: BatchServer, queue: Batches) -> None:
     if server.vendor == "anthropic":
         pytest.skip("Anthropic keeps requests and results together")

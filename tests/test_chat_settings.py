@@ -9,7 +9,7 @@ from email.utils import format_datetime
 import pytest
 
 from guerdon.answers import Scores
-from guerdon.providers._settings import in_words, retry_after, told_cause
+from guerdon.providers._settings import in_words, retry_after, status_cause, told_cause, without_thinking
 from guerdon.records import Cause
 
 
@@ -49,6 +49,8 @@ def test_a_date_to_come_is_so_many_seconds_away() -> None:
         ("Insufficient credits. This account never purchased credits.", "quota"),
         ("Your project has reached its spend limit", "quota"),
         ("insufficient_quota", "quota"),
+        ("billing_hard_limit_reached", "quota"),
+        ("billing_not_active", "quota"),
         ("Request too large for gpt-4.1 on tokens per min: Limit 30000, Requested 31000", "bad_request"),
         ("content_policy_violation", "blocked"),
         ("Output blocked by content filtering policy", "blocked"),
@@ -70,6 +72,41 @@ def test_some_causes_are_told_in_words_only(words: str, cause: Cause | None) -> 
     told = told_cause(None, words, 3)
     assert (told[0] if told else None) == cause
     assert told is None or told[1] == (cause != "quota")  # an account can be filled up; the rest would only repeat itself
+
+
+@pytest.mark.parametrize(
+    ("status", "cause", "final"),
+    [
+        (307, "network", False),
+        (400, "bad_request", True),
+        (401, "authentication", False),
+        (404, "bad_request", True),
+        (409, "overload", False),
+        (429, "rate_limit", False),
+        (451, "blocked", True),
+        (499, "network", False),
+        (500, "overload", False),
+        (501, "unsupported", True),
+        (524, "timeout", False),
+        (529, "overload", False),
+        (599, "overload", False),
+    ],
+)
+def test_a_status_has_one_cause_for_all_raters(status: int, cause: Cause, final: bool) -> None:
+    assert status_cause(status) == (cause, final)
+
+
+def test_thoughts_are_cut_off() -> None:
+    scores = '{"scores": [3, 9]}'
+    for text in (
+        f"<think>\n{scores}\n</think>\n{scores}",
+        f"so\n</think>\n\n{scores}",
+        f"◁think▷1◁/think▷{scores}",
+        f"[THINK]x[/THINK]{scores}",
+    ):
+        assert without_thinking(text) == scores
+    assert without_thinking(f"<think> {scores}") == ""
+    assert without_thinking("0: I think </so> it moved") == "0: I think </so> it moved"
 
 
 def test_a_schema_in_words_is_the_schema() -> None:

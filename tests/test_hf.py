@@ -282,6 +282,13 @@ def test_an_answer_that_is_cut_off_is_no_answer(model: Path, build: Build) -> No
     assert [outcome.usage.output_tokens for outcome in outcomes] == [1, 1]
 
 
+def test_thoughts_are_no_answer(model: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    rater = build(model)
+    monkeypatch.setattr(rater._checkpoint.prompts.tokenizer, "decode", lambda *_, **__: "0: left?\n</think>\n\n0: it turns right")
+    said = [outcome.text for outcome in ask(rater, [request(number) for number in range(8)]) if isinstance(outcome, Reply)]
+    assert set(said) == {"0: it turns right"}
+
+
 def test_the_context_bounds_the_answer(tmp_path: Path, build: Build) -> None:
     rater = build(tiny_vlm.write(tmp_path / "model", max_position_embeddings=70))
     (outcome,) = ask(rater, [request(0, Scores(64))])

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from guerdon.errors import RunError
-from guerdon.labels import LabelSet, transition_values
-from guerdon.records import Label
+from guerdon.labels import _FIELDS, LabelSet, transition_values
+from guerdon.records import Label, canonical_json, digest
 
 METADATA = {"method": "rg-vlm", "version": "1", "scale": [0, 10], "rater": "scripted", "dataset": "s256:memory"}
 
@@ -87,3 +87,19 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(RunError, match="no label set of guerdon"):
         LabelSet.read(path)
+
+
+def test_the_fingerprint_is_that_of_one_json_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken piece by piece, because a large label set would not fit into memory twice."""
+    some = [label(number, 1.0) for number in range(5)]
+    whole = canonical_json([[getattr(each, name) for name in sorted(_FIELDS)] for each in some])
+    assert LabelSet(some, METADATA).fingerprint == digest("guerdon labels 1", canonical_json(METADATA), whole)
+    assert LabelSet([], METADATA).fingerprint == digest("guerdon labels 1", canonical_json(METADATA), "[]")
+
+
+def test_large_label_sets_are_written_and_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guerdon.labels._AT_ONCE", 3)
+    for count in (0, 1, 3, 8):
+        written = LabelSet([label(number, 1.0) for number in range(count)], METADATA)
+        written.write(tmp_path / "a.parquet")
+        assert LabelSet.read(tmp_path / "a.parquet") == written

@@ -23,7 +23,7 @@ from guerdon.answers import Scores, Text
 from guerdon.errors import AuthenticationRefused, ProviderError, UsageError
 from guerdon.labels import LabelSet
 from guerdon.providers._settings import ChatConfig
-from guerdon.providers.openai_compatible import OpenaiCompatible, _EncodedPictures, _ResponseFormat, _without_thinking
+from guerdon.providers.openai_compatible import OpenaiCompatible, _ResponseFormat
 from guerdon.records import Evidence, Failure, Message, Picture, PictureFormat, Price, Reply, Request, Subject, Usage
 from tests import compatible_server as servers
 from tests.compatible_server import Answer, Body, Raw, Served, completion, serve
@@ -174,24 +174,19 @@ def test_a_proxy_is_used_for_other_machines_only(monkeypatch: pytest.MonkeyPatch
         assert OpenaiCompatible("served@http://rater.invalid/v1")._connections._proxy is None
 
 
-def test_pictures_are_encoded_once_and_forgotten_when_there_are_too_many() -> None:
+def test_a_picture_is_compressed_once_for_all_turns_and_raters() -> None:
     calls: list[str] = []
 
     class Counted(Picture):
         def encoded(self, form: PictureFormat) -> bytes:
-            calls.append(self.id)
+            calls.append(form.text)
             return super().encoded(form)
 
-    pictures = [Counted(f"s256:{number}", PIXELS) for number in range(3)]
-
-    async def run() -> None:
-        size = len(await _EncodedPictures(PictureFormat()).part(PICTURE))
-        kept = _EncodedPictures(PictureFormat(), room=2 * size)
-        for number in (0, 0, 1, 0, 2, 0, 1):
-            await kept.part(pictures[number])
-
-    asyncio.run(run())
-    assert calls == ["s256:0", "s256:1", "s256:2", "s256:1"], "1 was the one longest unused when 2 came"
+    counted = Counted("s256:compressed once", PIXELS)
+    with serve(servers.vllm) as served:
+        for config in (ChatConfig(), ChatConfig(seed=1), ChatConfig(picture_form="jpeg")):
+            ask(rater(served, config), question(None, counted), question(Scores(2), counted))
+    assert calls == ["png", "jpeg 90"]
 
 
 # --- names ---
@@ -316,7 +311,8 @@ def test_a_schema_that_the_server_cannot_enforce_is_said_in_words() -> None:
 def test_a_host_without_a_possible_address_is_a_network_failure() -> None:
     (outcome,) = ask(OpenaiCompatible(f"m@http://{'a' * 70}.invalid/v1"), question())
     assert isinstance(outcome, Failure)
-    assert (outcome.cause, outcome.final, outcome.code) == ("network", False, "UnicodeError")
+    assert (outcome.cause, outcome.final) == ("network", False)
+    assert outcome.code in ("UnicodeError", "UnicodeEncodeError")  # the latter is a kind of the former, raised since Python 3.13
 
 
 def test_what_is_learnt_while_other_requests_are_in_flight() -> None:
@@ -336,15 +332,6 @@ def test_what_is_learnt_while_other_requests_are_in_flight() -> None:
 
 def test_thoughts_are_no_answer() -> None:
     scores = '{"scores": [3, 9]}'
-    for text in (
-        f"<think>\n{scores}\n</think>\n{scores}",
-        f"so\n</think>\n\n{scores}",
-        f"◁think▷1◁/think▷{scores}",
-        f"[THINK]x[/THINK]{scores}",
-    ):
-        assert _without_thinking(text) == scores
-    assert _without_thinking(f"<think> {scores}") == ""
-    assert _without_thinking("0: I think </so> it moved") == "0: I think </so> it moved"
     unended = failure_of((200, completion(f"<think>{scores}")))
     assert (unended.cause, unended.final) == ("empty", False)
     elsewhere = failure_of((200, completion(None, reasoning_content=scores, reasoning=scores)))
@@ -485,7 +472,7 @@ def test_a_server_that_has_answered_before_is_not_given_up() -> None:
     answers = iter([(200, completion("fine")), (404, {"detail": "Not Found"}), Raw(b"", 302), _error(400, "is not a multimodal model"),
                     _error(400, "maximum context length")])  # fmt: skip
     outcomes = ask_of(lambda _body: next(answers), *[question()] * 5)
-    assert [getattr(outcome, "cause", None) for outcome in outcomes] == [None, "overload", "overload", "unsupported", "bad_request"]
+    assert [getattr(outcome, "cause", None) for outcome in outcomes] == [None, "overload", "network", "unsupported", "bad_request"]
     assert [getattr(outcome, "final", None) for outcome in outcomes] == [None, False, False, True, True]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from guerdon.errors import RunError
-from guerdon.records import STATES_WITH_VALUE, Cause, Label, State, canonical_json, digest
+from guerdon.records import STATES_WITH_VALUE, Cause, Label, Pieces, State, canonical_json, digest
 from guerdon.runs import writing
 
 _SCHEMA = pa.schema(
@@ -36,6 +36,10 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 _FIELDS = {field.name for field in fields(Label)}
 _METADATA_KEY = b"guerdon"
+
+
+_AT_ONCE = 65_536
+"""Labels that are turned into columns, or back, at a time."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,28 @@ class LabelSet:
     @property
     def fingerprint(self) -> str:
         """Digest of labels and metadata as a file holds them: changes with any of them, and is the same before and after writing."""
-        rows = [[_as_stored(getattr(label, name)) for name in sorted(_FIELDS)] for label in self.labels]
-        return digest("guerdon labels 1", canonical_json(dict(self.metadata)), canonical_json(rows))
+        return digest("guerdon labels 1", canonical_json(dict(self.metadata)), Pieces(self._as_json))
+
+    def _as_json(self) -> Iterator[bytes]:
+        """A JSON list of the labels, each a list of its fields."""
+        names = sorted(_FIELDS)
+        before = b"["
+        for label in self.labels:
+            yield before + canonical_json([_as_stored(getattr(label, name)) for name in names]).encode("utf-8", "surrogatepass")
+            before = b","
+        yield b"]" if self.labels else b"[]"
 
     def write(self, path: Path) -> None:
         """Writes Parquet, whole or not at all. Raises WriteFailed."""
-        columns: dict[str, list[Any]] = {name: [getattr(label, name, None) for label in self.labels] for name in _SCHEMA.names}
-        for name in ("rationale", "instruction"):
-            columns[name] = [_storable(text) for text in columns[name]]
-        table = pa.table(columns, schema=_SCHEMA)
-        write_table(path, table, self.metadata)
+        batches = [_batch(self.labels[begin : begin + _AT_ONCE]) for begin in range(0, len(self.labels), _AT_ONCE)]
+        write_table(path, pa.Table.from_batches(batches, schema=_SCHEMA), self.metadata)
 
     @classmethod
     def read(cls, path: Path) -> LabelSet:
         """Reads what `write` wrote. Raises RunError for a missing, damaged or foreign file."""
         table, metadata = read_table(path, "label set", _SCHEMA)
-        rows = ({name: value for name, value in row.items() if name in _FIELDS} for row in table.to_pylist())
+        batches = (batch.to_pylist() for batch in table.to_batches(max_chunksize=_AT_ONCE))
+        rows = ({name: value for name, value in row.items() if name in _FIELDS} for batch in batches for row in batch)
         try:
             return cls([_label(row) for row in rows], metadata)
         except (TypeError, ValueError) as error:
@@ -88,6 +98,13 @@ class LabelSet:
         if not self.labels:
             return 0.0
         return sum(label.state in STATES_WITH_VALUE for label in self.labels) / len(self.labels)
+
+
+def _batch(labels: Sequence[Label]) -> pa.RecordBatch:
+    columns: dict[str, list[Any]] = {name: [getattr(label, name, None) for label in labels] for name in _SCHEMA.names}
+    for name in ("rationale", "instruction"):
+        columns[name] = [_storable(text) for text in columns[name]]
+    return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
 def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -37,10 +37,23 @@ Cause = Literal[
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
-def digest(*parts: bytes | str) -> str:
+@dataclass(frozen=True)
+class Pieces:
+    """Bytes that are too many to be held at once."""
+
+    give: Callable[[], Iterable[bytes]]
+    """Gives them in order, piece by piece, as often as it is called."""
+
+
+def digest(*parts: bytes | str | Pieces) -> str:
     """SHA-256 over `parts` (each preceded by its length, so that no two lists of parts collide), tagged with the algorithm."""
     state = hashlib.sha256()
     for part in parts:
+        if isinstance(part, Pieces):
+            state.update(sum(map(len, part.give())).to_bytes(8, "little"))
+            for piece in part.give():
+                state.update(piece)
+            continue
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)

@@ -170,7 +170,7 @@ def test_failures_are_told_apart(vendor: Vendor, monkeypatch: pytest.MonkeyPatch
     outcomes: dict[str, Reply | Failure] = {}
     with serve() as server:
         for slow in (False, True):
-            provider = vendor.provider(server, monkeypatch, ChatConfig(timeout=0.3 if slow else 20))
+            provider = vendor.provider(server, monkeypatch, ChatConfig(timeout=0.8 if slow else 20))
             names = [name for name in faults if slow == (name in SLOW)]
             server.reply_with(*(faults[name].answer for name in names))
             outcomes |= dict(zip(names, ask(provider, *[REQUESTS["text"]] * len(names)), strict=True))

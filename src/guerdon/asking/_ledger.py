@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from guerdon.asking import _tables as tables
-from guerdon.asking._owners import is_gone
+from guerdon.asking._owners import is_gone, is_there
 from guerdon.records import Cause, Failure, Reply, Usage
 
 ACCOUNT_CAUSES: frozenset[Cause] = frozenset({"authentication", "quota"})
@@ -32,6 +32,9 @@ UNBILLED: frozenset[Cause] = frozenset(
     {"rate_limit", "quota", "overload", "authentication", "bad_request", "unsupported"}
 )  # no vendor charges for these; whether a timeout was charged is unknown
 
+LATE = 60.0
+"""Seconds by which a process of this machine that is certainly still there may be late to renew its claims: its event loop was blocked."""
+
 _LARGEST_AMOUNT = 1e9  # dollars; sums of nano-dollars stay far below 2^63
 
 
@@ -41,6 +44,8 @@ class Claim(Enum):
     GRANTED = "granted"
     HELD = "held"
     """Somebody else is sending it."""
+    IN_BATCH = "in batch"
+    """It lies in a vendor's batch, or is being put into one: its answer may take a day, and comes only if somebody collects it."""
     TOO_DEAR = "too dear"
     """It would break the ceiling now; it may not once reservations have been given back."""
 
@@ -331,7 +336,9 @@ class EndDeadClaims:
 Operation = TakeClaim | Record | Renew | EndClaims | EndDeadClaims | Execute | BeginRun | Hold
 
 
-def carry_out(connection: sa.Connection, statements: Statements, operations: Sequence[Operation], now: float) -> list[Any]:
+def carry_out(
+    connection: sa.Connection, statements: Statements, operations: Sequence[Operation], now: float, *, overdue: float = 0.0
+) -> list[Any]:
     """Carries out operations, as if one after the other, and returns their results in order.
 
     Args:
@@ -339,13 +346,14 @@ def carry_out(connection: sa.Connection, statements: Statements, operations: Seq
         statements: of the connection's dialect.
         operations: what to do.
         now: seconds since 1970 by the one clock that all users of the store share.
+        overdue: seconds for which nobody can be blamed for not having renewed a claim.
     """
     results: list[Any] = []
     wave: list[TakeClaim | Record] = []
 
     def decide() -> None:
         if wave:
-            results.extend(_Wave(connection, statements, wave, now).decide())
+            results.extend(_Wave(connection, statements, wave, now, overdue).decide())
             wave.clear()
 
     for operation in operations:
@@ -357,14 +365,18 @@ def carry_out(connection: sa.Connection, statements: Statements, operations: Seq
             until = [row.expiry for row in connection.execute(_CLAIMS_OF, {"whose": operation.owner})]
             results.append((len(until), min(until) - now if until else 0.0))
             continue
-        _carry_out_alone(connection, statements, operation, now)
+        _carry_out_alone(connection, statements, operation, now, overdue)
         results.append(None)
     decide()
     return results
 
 
 def _carry_out_alone(
-    connection: sa.Connection, statements: Statements, operation: Renew | EndClaims | EndDeadClaims | Execute | BeginRun, now: float
+    connection: sa.Connection,
+    statements: Statements,
+    operation: Renew | EndClaims | EndDeadClaims | Execute | BeginRun,
+    now: float,
+    overdue: float,
 ) -> None:
     if isinstance(operation, Renew):
         connection.execute(_RENEW, {"whose": operation.owner, "until": now + operation.lease})
@@ -372,7 +384,7 @@ def _carry_out_alone(
         _end_claims(connection, statements, _claims_of(connection, operation), now, sent=operation.sent)
     elif isinstance(operation, EndDeadClaims):
         of_run = [_Held.of(row) for row in connection.execute(_CLAIMS_OF_RUN, {"of_run": operation.run})]
-        dead = [held for held in of_run if not held.owner.startswith(BATCH) and (held.expiry < now or is_gone(held.owner))]
+        dead = [held for held in of_run if not held.owner.startswith(BATCH) and held.is_over(now, overdue)]
         _end_claims(connection, statements, dead, now, sent=True)
     elif isinstance(operation, Execute):
         for statement, rows in operation.statements:
@@ -398,6 +410,12 @@ class _Held:
     @classmethod
     def of(cls, row: Any) -> _Held:
         return cls(Key(row.question, row.rater, row.repeat), row.owner, row.run, row.claimed, row.expiry, row.reserved)
+
+    def is_over(self, now: float, overdue: float) -> bool:
+        """Whether nobody is to be expected to come back to it: its holder is gone, or has been silent for too long."""
+        if self.expiry >= now - overdue:
+            return is_gone(self.owner)
+        return self.expiry < now - overdue - LATE or not is_there(self.owner)
 
     def columns(self) -> dict[str, Any]:
         kept = {"owner": self.owner, "run": self.run, "claimed": self.claimed, "expiry": self.expiry, "reserved": self.reserved}
@@ -474,8 +492,10 @@ def _end_claims(connection: sa.Connection, statements: Statements, ended: Sequen
 class _Wave:
     """Claims and attempts that are decided together: what the store knows of their keys, and what they change."""
 
-    def __init__(self, connection: sa.Connection, statements: Statements, wave: Sequence[TakeClaim | Record], now: float) -> None:
-        self._connection, self._statements, self._wave, self._now = connection, statements, wave, now
+    def __init__(
+        self, connection: sa.Connection, statements: Statements, wave: Sequence[TakeClaim | Record], now: float, overdue: float
+    ) -> None:
+        self._connection, self._statements, self._wave, self._now, self._overdue = connection, statements, wave, now, overdue
         keys = {operation.key for operation in wave}
         ceilings = {operation.run for operation in wave if isinstance(operation, TakeClaim) and operation.ceiling is not None}
         self._answers, self._failures = _outcomes(connection, statements, keys)
@@ -495,8 +515,8 @@ class _Wave:
         if found is not None:
             return found
         held = self._claims.get(wish.key)
-        if held is not None and held.expiry >= self._now and not is_gone(held.owner):
-            return Claim.HELD
+        if held is not None and not held.is_over(self._now, self._overdue):
+            return Claim.IN_BATCH if held.owner.startswith(BATCH) else Claim.HELD
         if wish.ceiling is not None and self._spent(wish.run) + (wish.reserved or 0) > wish.ceiling:
             return Claim.TOO_DEAR
         if held is not None:

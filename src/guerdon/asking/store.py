@@ -36,6 +36,7 @@ from guerdon.asking import _ledger as ledger
 from guerdon.asking import _tables as tables
 from guerdon.asking._backends import Backend, SqliteBackend
 from guerdon.asking._ledger import ACCOUNT_CAUSES, Claim, Key
+from guerdon.asking._owners import Silence
 from guerdon.asking._postgresql import PostgresqlBackend
 from guerdon.asking._waves import Waves
 from guerdon.errors import StoreError
@@ -158,6 +159,7 @@ class Store:
         self._writer = Waves(self._write_wave, self.name, gathering=_GATHERING)
         self._finder = Waves(self._find_wave, self.name) if backend.remote else None
         self._known_raters: set[str] = set()
+        self._silence = Silence()
 
     @classmethod
     def open(cls, path: Path | str | None = None) -> Store:
@@ -239,8 +241,9 @@ class Store:
     ) -> Reply | Failure | Claim:
         """Claims the right to send a request for `lease` seconds, reserving `dollars`.
 
-        A claim that has lapsed is taken over. What became of its request is unknown: an attempt with the outcome "lost" is written under
-        the run of the lapsed claim, charged with what it had reserved.
+        A claim that has lapsed is taken over; a while later if its process is certainly still there, at once if it is gone. What became of
+        its request is unknown: an attempt with the outcome "lost" is written under the run of the lapsed claim, charged with what it had
+        reserved.
 
         Args:
             key: what the answer will be stored under.
@@ -454,8 +457,11 @@ class Store:
         return self._backend
 
     def _write_wave(self, operations: Sequence[ledger.Operation]) -> list[Any]:
+        began = time.monotonic()
+
         def work(connection: sa.Connection, now: float) -> list[Any]:
-            return ledger.carry_out(connection, self._backend.statements, operations, now)
+            overdue = self._silence.excused(waited=time.monotonic() - began)
+            return ledger.carry_out(connection, self._backend.statements, operations, now, overdue=overdue)
 
         return self._backend.write(work)
 

@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GuerdonError as error:
         return _complain(error, _STATUS_FAILED)
     except KeyboardInterrupt as stopped:
+        if arguments is None:  # an impatient Ctrl-C from here on ends the program at once, and shows nothing of its insides
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         from guerdon.asking.loop import Terminated
 
         print("\ninterrupted; what was finished is saved, the same command goes on from there", file=sys.stderr)

@@ -16,13 +16,17 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: s
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(headings):
         shown.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(text(cell) for cell in row))
-    Console(highlight=False, soft_wrap=False).print(shown)
+    console = Console(highlight=False, soft_wrap=False)
+    if title:  # not the table's own, which would be broken at the width of a narrow table
+        console.print(Text(title, style="bold", overflow="fold"))
+    console.print(shown)
 
 
 def text(value: object) -> str:

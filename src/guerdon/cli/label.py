@@ -10,7 +10,7 @@ from guerdon import discover, samples
 from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, chosen, parse
 from guerdon.recipes import label, raters
-from guerdon.recipes.watch import duration
+from guerdon.recipes.watch import duration, money
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def _amount(value: float | None) -> str:
 def _tell_pilot(pilot: Mapping[str, Any]) -> None:
     contrast = pilot["contrast"]
     scores = "-" if contrast is None else f"{contrast['right']:.2f} by the right words, {contrast['wrong']:.2f} by wrong ones"
-    projected = "unknown" if pilot["projected_dollars"] is None else f"${pilot['projected_dollars']:.2f} for all windows"
+    projected = "unknown" if pilot["projected_dollars"] is None else f"{money(pilot['projected_dollars'])} for all windows"
     rows = [
         ("windows", pilot["windows"]),
         *((name, f"{pilot[name]:.0%}") for name in ("unreadable", "refused", "failed")),

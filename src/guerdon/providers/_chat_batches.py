@@ -24,6 +24,7 @@ from pydantic_ai.models.batch import BatchRequest, BatchResult, EncodedBatchRequ
 from guerdon import pricing
 from guerdon.errors import ProviderError, WriteFailed
 from guerdon.interfaces import BatchDraft, Batches, BatchStatus
+from guerdon.providers._settings import short_code, told_cause
 from guerdon.records import Failure, Quote, Reply, Request, Usage
 
 if TYPE_CHECKING:
@@ -192,7 +193,8 @@ class _ChatBatches(Batches):
 
 def _refused(failure: Failure) -> bool:
     """Whether the vendor has said no: nothing came into being. After a server error or a cut connection, nobody knows."""
-    return failure.status is not None and 400 <= failure.status < 500 and failure.status not in (408, 409)
+    said_no = failure.status is not None and 400 <= failure.status < 500
+    return said_no and failure.cause not in ("timeout", "network", "overload")
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
@@ -221,7 +223,6 @@ def _json(text: str) -> bytes:
 
 # --- OpenAI -------------------------------------------------------------------------------------------------------------------------
 
-_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _BUSY_CODES = {"token_limit_exceeded", "rate_limit_exceeded"}
 
 
@@ -339,11 +340,9 @@ def _openai_result(record: Mapping[str, Any]) -> BatchResult | None:
 
 def _validation_failure(batch: OpenAIBatch) -> Failure:
     """Why OpenAI refused a whole batch: too much in the queue, no money left, or lines it cannot read."""
-    from guerdon.providers._settings import short_code
-
     codes = [error.code for error in (batch.errors and batch.errors.data) or [] if error.code]
     code = short_code(codes, "batch_failed")
-    if _QUOTA_CODES & set(codes):
+    if told_cause(*codes) == ("quota", False):
         return Failure("quota", final=False, code=code, usage=_NOT_RUN)
     if _BUSY_CODES & set(codes):
         return Failure("rate_limit", final=False, code=code, usage=_NOT_RUN)

@@ -115,7 +115,11 @@ _TOLD_AS: tuple[tuple[Cause, bool, str], ...] = (
         False,
         r"credit balance|insufficient[ _](credits?|balance|funds|quota)|credits? (are|is|have been) (depleted|exhausted|used)",
     ),
-    ("quota", False, r"key limit exceeded|(spend|spending|budget|billing)[ _](hard[ _])?(limit|cap)|exceeded[\w ]{0,20} budget"),
+    (
+        "quota",
+        False,
+        r"key limit exceeded|(spend|spending|budget|billing)[ _](hard[ _])?(limit|cap)|exceeded[\w ]{0,20} budget|billing_not_active",
+    ),
     # One request above the limit of a whole minute: it will never fit.
     ("bad_request", True, r"request too large for "),
     ("blocked", True, r"content[ _](filter|policy|moderation)|polic(y|ies)[ _]violation|violat\w+ .{0,30}usage polic"),
@@ -129,6 +133,20 @@ _HTML = re.compile(r"<(html|!doctype|head|body)\b", re.IGNORECASE)
 _TOLD = tuple((cause, final, re.compile(pattern, re.IGNORECASE)) for cause, final, pattern in _TOLD_AS)
 
 
+_CAUSES: dict[int, tuple[Cause, bool]] = {
+    401: ("authentication", False), 402: ("quota", False), 403: ("authentication", False), 407: ("network", False), 408: ("timeout", False),
+    409: ("overload", False), 425: ("overload", False), 429: ("rate_limit", False), 451: ("blocked", True), 499: ("network", False),
+    501: ("unsupported", True), 504: ("timeout", False), 524: ("timeout", False),
+}  # fmt: skip
+
+
+def status_cause(status: int) -> tuple[Cause, bool]:
+    """(cause, final) of an HTTP status that is no success, where nothing more is said."""
+    if status < 400:
+        return "network", False  # sent on to another address, where nobody agreed that frames may go
+    return _CAUSES.get(status) or (("bad_request", True) if status < 500 else ("overload", False))
+
+
 def told_cause(*words: object) -> tuple[Cause, bool] | None:
     """(cause, final) that an error's code or text names, if it names one. The text goes no further: it may hold a key.
 
@@ -138,6 +156,19 @@ def told_cause(*words: object) -> tuple[Cause, bool] | None:
     if _HTML.search(text):
         return None
     return next(((cause, final) for cause, final, pattern in _TOLD if pattern.search(text)), None)
+
+
+_THOUGHT_BEGINS = re.compile(r"\s*(?:<think(?:ing)?>|◁think▷|\[THINK\])")
+_THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|◁/think▷|\[/THINK\]")
+
+
+def without_thinking(text: str) -> str:
+    """What follows the thoughts that a server or library without a parser for them leaves in the answer. Their beginning may be missing
+    (some models are prompted with it); thoughts without an end have no answer behind them."""
+    *_, answer = _THOUGHT_ENDS.split(text)
+    if len(answer) < len(text):
+        return answer.lstrip()
+    return "" if _THOUGHT_BEGINS.match(text) else text
 
 
 def in_words(schema: Mapping[str, object]) -> str:

@@ -38,7 +38,17 @@ from guerdon import pricing
 from guerdon.answers import Text
 from guerdon.errors import AuthenticationRefused, ProviderError, UnknownName, UsageError
 from guerdon.interfaces import Batches, Provider
-from guerdon.providers._settings import ENCODED, ChatConfig, in_words, remote_host, retry_after, sendable, short_code, told_cause
+from guerdon.providers._settings import (
+    ENCODED,
+    ChatConfig,
+    in_words,
+    remote_host,
+    retry_after,
+    sendable,
+    short_code,
+    status_cause,
+    told_cause,
+)
 from guerdon.records import Cause, Failure, Message, PictureFormat, Quote, Rater, Reply, Request, Usage, digest
 
 _OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
@@ -376,26 +386,19 @@ _CAUSES: tuple[tuple[type[Exception], Cause, bool], ...] = (
     (vendor_errors.ModelAuthenticationError, "authentication", False),
     (vendor_errors.ModelQuotaExceededError, "quota", False),
     (vendor_errors.ModelRateLimitError, "rate_limit", False),
-    (vendor_errors.ModelUnavailableError, "overload", False),
-    (vendor_errors.ModelServerError, "overload", False),
     (vendor_errors.ModelRequestTimeout, "timeout", False),
     (vendor_errors.ModelTimeoutError, "timeout", False),
     (vendor_errors.ModelConnectionError, "network", False),
-    (vendor_errors.ModelRequestRejectedError, "bad_request", True),
     (vendor_errors.ContentFilterError, "blocked", True),
     (vendor_errors.UserError, "unsupported", True),
 )
-"""What pydantic-ai raises -> cause, and whether asking again is useless. The first class that fits counts."""
-_STATUSES: dict[int, Cause] = {
-    402: "quota",
-    408: "timeout",
-    409: "overload",
-    425: "overload",
-    499: "network",
-    504: "timeout",
-    524: "timeout",
-}
-"""Statuses that say more than pydantic-ai's class; what they stand for passes."""
+"""What pydantic-ai raises -> cause, and whether asking again is useless, where that says more than the status."""
+_WITHOUT_STATUS: tuple[tuple[type[Exception], Cause, bool], ...] = (
+    (vendor_errors.ModelUnavailableError, "overload", False),
+    (vendor_errors.ModelServerError, "overload", False),
+    (vendor_errors.ModelRequestRejectedError, "bad_request", True),
+)
+"""The same, where there is no status to go by."""
 _CODES: dict[str, tuple[Cause, bool]] = {
     "FAILED_PRECONDITION": ("authentication", False),  # Google serves no one at this place; without billing it is "quota"
     "invalid_prompt": ("blocked", True),
@@ -440,17 +443,13 @@ def _cause(error: Exception, code: object, kind: object) -> tuple[Cause, bool]:
         told = told_cause(code, kind, words) if status is None or 400 <= status < 500 else None
         if told is not None:
             return told
-    if status in _STATUSES:
-        return _STATUSES[status], False
-    if status is not None and status < 400:
-        return "network", False  # sent on to another address, where nobody agreed that frames may go
     if status == 403 and type(error).__name__ == "ModelRequestRejectedError":
         return "blocked", True  # a gateway's moderation
-    for family, cause, final in _CAUSES:
+    for family, cause, final in _CAUSES if status is not None else (*_CAUSES, *_WITHOUT_STATUS):
         if isinstance(error, family):
             return cause, final
-    if isinstance(error, vendor_errors.ModelHTTPError):
-        return ("bad_request", True) if status is not None and 400 <= status < 500 else ("overload", False)
+    if status is not None:
+        return status_cause(status)
     if isinstance(undecodable := error.__cause__, json.JSONDecodeError) and not undecodable.doc.strip():
         return "empty", False
     if isinstance(error, OSError):

@@ -35,7 +35,7 @@ from guerdon import seeding
 from guerdon.errors import GuerdonError, MissingExtra, ProviderError, RunError, UsageError, WriteFailed
 from guerdon.interfaces import Provider
 from guerdon.providers._grammar import Constraint, Vocabulary
-from guerdon.providers._settings import sendable
+from guerdon.providers._settings import sendable, without_thinking
 from guerdon.records import Cause, Failure, Message, Price, Quote, Rater, Reply, Request, Usage, digest
 from guerdon.runs import read_json, user_data_folder, write_json
 
@@ -549,7 +549,7 @@ class _Model:
         if end is None:
             return failure("truncated")
         if job.request.answer.schema() is None:
-            text = self._prompts.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = without_thinking(self._prompts.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         else:
             text = self._vocabulary.text(said)
         return Reply(text, model=self._checkpoint.name, usage=usage) if text.strip() else failure("empty")

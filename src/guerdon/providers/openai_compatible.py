@@ -23,7 +23,6 @@ import json
 import os
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -37,7 +36,18 @@ from yarl import URL
 from guerdon import pricing
 from guerdon.errors import AuthenticationRefused, ProviderError, UsageError
 from guerdon.interfaces import Provider
-from guerdon.providers._settings import ChatConfig, in_words, remote_host, retry_after, sendable, short_code, told_cause
+from guerdon.providers._settings import (
+    ENCODED,
+    ChatConfig,
+    in_words,
+    remote_host,
+    retry_after,
+    sendable,
+    short_code,
+    status_cause,
+    told_cause,
+    without_thinking,
+)
 from guerdon.records import Cause, Failure, Message, Picture, PictureFormat, Price, Quote, Rater, Reply, Request, Usage
 
 NAME = "openai-compatible"
@@ -46,8 +56,6 @@ KEY_VARIABLE = "OPENAI_COMPATIBLE_API_KEY"
 """Environment variable with the key of the server, if it wants one."""
 LARGEST_REPLY = 16 * 2**20
 """Bytes of an HTTP body after which a server is not listened to any more."""
-ROOM_FOR_PICTURES = 64 * 2**20
-"""Bytes of encoded pictures that are kept for the next turn of their conversation."""
 
 _PATH = "/chat/completions"
 _IDLE = 4.0
@@ -83,7 +91,6 @@ class OpenaiCompatible(Provider):
             },
         )
         self._connections = _Connections(url + _PATH, _Key.from_environment(), self.config.timeout, here=not self.remote)
-        self._pictures = _EncodedPictures(self.config.picture_format)
         self._format = _ResponseFormat()
         self._answered = False
         """Whether the server has ever given a chat completion: from then on its address and settings are right."""
@@ -170,7 +177,7 @@ class OpenaiCompatible(Provider):
         if not message.pictures:
             return _json({"role": message.role, "content": text})
         # Pictures come before the text that speaks of them.
-        parts = [await self._pictures.part(picture) for picture in message.pictures]
+        parts = [await _part(picture, self.config.picture_format) for picture in message.pictures]
         parts.append(_json({"type": "text", "text": text}))
         return b'{"role":"%b","content":[%b]}' % (message.role.encode(), b",".join(parts))
 
@@ -362,33 +369,10 @@ def _with_words(request: Request, wanted: bool) -> Request:
     return replace(request, messages=(*earlier, replace(last, text=f"{last.text}\n\n{in_words(schema)}")))
 
 
-class _EncodedPictures:
-    """Pictures as the part of a message that carries them. The latest are kept: every turn of a conversation sends them again."""
-
-    def __init__(self, form: PictureFormat, room: int = ROOM_FOR_PICTURES) -> None:
-        self._form, self._room, self._size = form, room, 0
-        self._parts: OrderedDict[str, bytes] = OrderedDict()
-
-    async def part(self, picture: Picture) -> bytes:
-        """The JSON of `picture`."""
-        part = self._parts.get(picture.id)
-        if part is None:
-            part = await asyncio.to_thread(self._encode, picture)  # compressing takes milliseconds
-            self._keep(picture.id, part)
-        else:
-            self._parts.move_to_end(picture.id)
-        return part
-
-    def _encode(self, picture: Picture) -> bytes:
-        data = base64.b64encode(picture.encoded(self._form))
-        return b'{"type":"image_url","image_url":{"url":"data:%b;base64,%b"}}' % (self._form.media_type.encode(), data)
-
-    def _keep(self, name: str, part: bytes) -> None:
-        self._size += len(part) - len(self._parts.pop(name, b""))
-        self._parts[name] = part
-        while self._size > self._room:
-            _, oldest = self._parts.popitem(last=False)
-            self._size -= len(oldest)
+async def _part(picture: Picture, form: PictureFormat) -> bytes:
+    """A picture as the JSON of the part of a message that carries it."""
+    data = base64.b64encode(await ENCODED.of(picture, form))
+    return b'{"type":"image_url","image_url":{"url":"data:%b;base64,%b"}}' % (form.media_type.encode(), data)
 
 
 class _ResponseFormat:
@@ -490,23 +474,10 @@ def _read(
         return failure("truncated", final=True)
     if finish in _BROKEN_OFF:
         return failure("overload", final=False)
-    text = _without_thinking(_content(message) or "")
+    text = without_thinking(_content(message) or "")
     if not text.strip():
         return failure("empty", final=False)
     return Reply(text, model=model, usage=usage, seconds=seconds)
-
-
-_THOUGHT_BEGINS = re.compile(r"\s*(?:<think(?:ing)?>|◁think▷|\[THINK\])")
-_THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|◁/think▷|\[/THINK\]")
-
-
-def _without_thinking(text: str) -> str:
-    """What follows the thoughts that a server without a parser for them leaves in the answer. Their beginning may be missing (some models
-    are prompted with it); thoughts without an end have no answer behind them."""
-    *_, answer = _THOUGHT_ENDS.split(text)
-    if len(answer) < len(text):
-        return answer.lstrip()
-    return "" if _THOUGHT_BEGINS.match(text) else text
 
 
 def _usage(value: Any, price: Price | None) -> Usage:
@@ -548,11 +519,8 @@ _BELIEVED: dict[Cause, frozenset[int | None]] = {
     "unsupported": frozenset({400, 404, 415, 422, 500, 501, None}),
 }
 """A cause told in words -> the statuses (None: HTTP 200) that may be said to mean it."""
-_CAUSES: dict[int, Cause] = {
-    401: "authentication", 402: "quota", 403: "authentication", 404: "overload", 405: "overload", 407: "network", 408: "timeout",
-    409: "overload", 425: "overload", 429: "rate_limit", 451: "blocked", 501: "unsupported", 504: "timeout",
-}  # fmt: skip
-"""HTTP status -> cause. 404 and 405 are met here only by a server that has answered before and seems to be restarting."""
+_RESTARTING = (404, 405)
+"""Statuses that are met here only by a server that has answered before."""
 
 
 @dataclass(frozen=True)
@@ -582,9 +550,7 @@ class _Told:
             return told
         if status is None:
             return "unreadable", False
-        if status in _CAUSES:
-            return _CAUSES[status], _CAUSES[status] in ("blocked", "unsupported")
-        return ("bad_request", True) if 400 <= status < 500 else ("overload", False)
+        return ("overload", False) if status in _RESTARTING else status_cause(status)
 
 
 def _told(answer: _Answer) -> _Told:

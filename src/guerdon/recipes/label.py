@@ -33,7 +33,7 @@ from guerdon.recipes.data import DataOptions, open_data, run_of
 from guerdon.recipes.labels import merge as with_corrections
 from guerdon.recipes.pilot import Pilot, judge, wrong_instructions
 from guerdon.recipes.settings import as_record, callable_with_settings
-from guerdon.recipes.watch import Watch, watching
+from guerdon.recipes.watch import Watch, money, watching
 from guerdon.records import Label, Sample, Subject, Transcript
 from guerdon.rewards.compose import RESERVED
 from guerdon.runs import Manifest
@@ -50,7 +50,8 @@ class Config(DataOptions):
     method: str = "rg-vlm"
     """How the rater is asked."""
     vlm: tuple[str, ...] = ("scripted",)
-    """Who is asked: "scripted", "google:MODEL", "openai:MODEL", "anthropic:MODEL", "openai-compatible:MODEL@URL", "replay:FOLDER".
+    """Who is asked: "scripted", "google:MODEL", "openai:MODEL", "anthropic:MODEL", "openai-compatible:MODEL@URL", "hf:FOLDER",
+    "replay:FILE".
     A second one is asked in the method's second stage."""
     name: str = ""
     """Name of the label set in reward expressions; the method's own if not given."""
@@ -93,7 +94,7 @@ class Config(DataOptions):
     log_json: Path | None = None
     """File that progress is added to as JSON lines."""
     quiet: bool = False
-    """No progress bars."""
+    """Show no progress."""
     sampling: Suppress[samples.Config] = field(default_factory=samples.Config)
     """Which windows are judged."""
     method_settings: Suppress[Any] = None
@@ -356,8 +357,8 @@ class _Asker:
     def _note(self) -> str:
         """What is planned, in words."""
         dollars = self._expected.batch_dollars if self._config.batch else self._expected.dollars
-        price = "at an unknown price" if dollars is None else f"about ${dollars:,.2f}"
-        ceiling = "" if self._config.max_cost is None else f"; never more than ${self._config.max_cost:,.2f}"
+        price = "at an unknown price" if dollars is None else f"about {money(dollars)}" if dollars else "free"
+        ceiling = "" if self._config.max_cost is None else f"; never more than {money(self._config.max_cost)}"
         return f"planned: {self._expected.requests:,} requests, {price}{ceiling}"
 
     def _skipped(self, answered: Container[Subject]) -> Iterator[Label]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import floor, log10
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ from guerdon.errors import GuerdonError, WriteFailed
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_RECORDS = 1.0
+_BAR = 10
+"""Characters of the bar."""
 _RATE_OVER = 30.0
 """Seconds that the rate is an average over: long enough to be steady, short enough to follow a vendor that slows down."""
 
@@ -75,7 +78,10 @@ class Moment:
             parts.append(dollars_text(self))
         parts += [f"{count} {cause.replace('_', ' ')}" for cause, count in sorted(state.failures.items())]
         parts.append(f"{duration(self.seconds_to_go)} to go" if self.left and self.seconds_to_go is not None else "")
-        parts.append(f"waiting: {_WAITING.get(state.waiting, state.waiting)}" if state.waiting else "")
+        if state.waiting == "stopping":
+            parts.append(f"stopping when {state.in_flight} in flight are answered; Ctrl-C again does not wait")
+        elif state.waiting:
+            parts.append(f"waiting: {_WAITING.get(state.waiting, state.waiting)}")
         return ", ".join(filter(None, parts))
 
 
@@ -84,6 +90,8 @@ _WAITING = {
     "retry-after": "the vendor asked for a pause",
     "server": "the server does not answer",
     "money": "money reserved by requests in flight",
+    "vendor": "the vendor's queue",
+    "others": "another process",
 }
 
 
@@ -92,8 +100,17 @@ def dollars_text(moment: Moment) -> str:
     state, projected = moment.state, moment.projected_dollars
     if state.price_unknown and not state.dollars:
         return "no price known"
-    spent = f"${state.dollars:.2f}" + ("+" if state.price_unknown else "")
-    return spent if projected is None or not moment.left else f"{spent} of about ${projected:.2f}"
+    if not state.price_unknown and not projected:
+        return "free"
+    spent = f"{money(state.dollars)}" + ("+" if state.price_unknown else "")
+    return spent if projected is None or not moment.left else f"{spent} of about {money(projected)}"
+
+
+def money(dollars: float) -> str:
+    """Dollars for a person, in cents, or with two digits that tell something if there is less: "$1.40", "$0.0012"."""
+    if dollars == 0 or dollars >= 0.1:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.{1 - floor(log10(dollars))}f}" if dollars >= 1e-6 else "<$0.000001"
 
 
 def duration(seconds: float | None) -> str:
@@ -217,15 +234,27 @@ def _display(description: str, total: int, quiet: bool) -> Iterator[Callable[[Mo
 
 @contextmanager
 def _bar(description: str, total: int) -> Iterator[Callable[[Moment], None]]:
+    """A line with the description, and below it all that is known, over as many lines as it takes in a narrow terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+    from rich.live import Live
+    from rich.text import Text
 
-    now = TextColumn("{task.fields[now]}")
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), now)
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(description, total=total, now="")
-        yield lambda moment: bars.update(task, completed=moment.state.done, now=moment.text)
+    began = time.monotonic()
+    latest = Moment(Progress(), total, 0.0, 0.0)
+
+    def show(moment: Moment) -> None:
+        nonlocal latest
+        latest = moment
+
+    def shown() -> Text:
+        done = latest.state.done
+        filled = _BAR * min(done, total) // total if total else _BAR
+        counted = f"{done} of {total} ({duration(time.monotonic() - began)})"
+        line = ", ".join(filter(None, [f"{'#' * filled}{'.' * (_BAR - filled)} {counted}", latest.text]))
+        return Text(f"{description}\n{line}", overflow="fold")
+
+    with Live(console=Console(stderr=True, highlight=False), get_renderable=shown, vertical_overflow="visible"):
+        yield show
 
 
 def _lines(description: str) -> Callable[[Moment], None]:
