@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -24,6 +26,9 @@ THREE = Scores(3)
         '{"note": "x", "scores": [0, 5, 10]}',
         'first {"scores": [0, 5, 10]} and once more {"scores": [0, 5, 10]}',
         'a set {0, 1} of levels: {"scores": [0, 5, 10]}',
+        '\\boxed{{"scores": [0, 5, 10]}}',
+        '{"say \\"so\\"": 1, "scores": [-0.0, 5, 10]}',
+        '{"note": 1' + "0" * 5000 + ', "scores": [0, 5, 10]}',
     ],
 )
 def test_reads_exactly_what_was_asked(reply: str) -> None:
@@ -43,23 +48,32 @@ def test_reads_exactly_what_was_asked(reply: str) -> None:
         ('{"scores": ["7", 5, 5]}', "not a number"),
         ('{"scores": [0, 5, 11]}', "score 2 is 11, outside 0..10"),
         ('{"scores": [0, -1, 10]}', "score 1 is -1, outside 0..10"),
-        ('{"scores": [0, \u22121, 10]}', "no JSON object"),
+        ('{"scores": [0, \u22121, 10]}', "damaged"),
         ('{"scores": [0, 5.5, 10]}', "score 1 is 5.5, not a whole number"),
         ('{"scores": [0, NaN, 10]}', "NaN is not a number"),
-        ('{"scores": [0, 1e999, 10]}', "not a whole number"),
+        ('{"scores": [0, 1e999, 10]}', "score 1 is 1E+999, outside 0..10"),
+        ('{"scores": [0, 1e99999999999999999999, 10]}', "not a whole number"),
+        ('{"scores": [0, 5.0000000000000000001, 10]}', "score 1 is 5.0000000000000000001, not a whole number"),
+        ('{"scores": [0, 5, 9.9999999999999999999]}', "not a whole number"),
+        ('{"scores": [0, 5, 1' + "0" * 5000 + "]}", "outside 0..10"),
         ('{"scores": [0, true, 10]}', "score 1 is true, not a number"),
         ('{"scores": [0, null, 10]}', "score 1 is null, not a number"),
         ('{"scores": [[0, 5, 10]]}', "1 scores"),
         ('{"scores": "0, 5, 10"}', "must be a list"),
         ('{"scores": {"0": 1}}', "must be a list"),
-        ('{"scores": [0, 5, 10', "no JSON object"),
+        ('{"scores": [0, 5, 10', "damaged or cut off"),
+        ('{"example": {"scores": [0, 5, 10]}, "scores": [1, 5', "damaged or cut off"),
+        ('{"example": {"scores": [0, 5, 10]}, "scores": [1, 5, N/A]}', "damaged or cut off"),
+        ("{'example': {\"scores\": [0, 5, 10]}, 'scores': [1, 5, 5]}", "damaged or cut off"),
+        ('{"scores": [0, 5, 10]} or rather {"scores": [1, 5,', "damaged or cut off"),
+        ('{"result": {"scores": [0, 5, 10]}}', "no JSON object"),
         ('{"Scores": [0, 5, 10]}', "no JSON object"),
         ('{"scores": [0, 5, 10], "scores": [1, 5, 10]}', "a key is given twice"),
         ('{"scores": [0, 5, 10]} or {"scores": [1, 5, 10]}', "lists of scores that differ"),
         ("scores: 0, 5, 10", "no JSON object"),
         ("[0, 5, 10] is my answer", "no JSON object"),
         ("{" * 5000, "no JSON object"),
-        ('{"scores":' + "[" * 5000, "no JSON object"),
+        ('{"scores":' + "[" * 5000, "damaged or cut off"),
     ],
 )
 def test_everything_else_is_unreadable_with_its_reason(reply: str, reason: str) -> None:
@@ -93,6 +107,21 @@ def test_any_json_is_read_exactly_or_not_at_all(value: object) -> None:
         return
     assert list(scores) == value
     assert all(0 <= score <= 10 for score in scores)
+
+
+@pytest.mark.parametrize("reply", ["```" + "\n" * 60_000 + "x", '{"x' * 60_000, "{ " * 60_000, "{a" * 60_000, '{"a":' * 60_000])
+def test_no_reply_takes_long_to_read(reply: str) -> None:
+    began = time.process_time()
+    with pytest.raises(Unreadable):
+        THREE.read(reply)
+    assert time.process_time() - began < 1.0
+
+
+def test_deep_nesting_is_unreadable_at_every_depth() -> None:
+    """There is a depth at which Python can still read, but not write."""
+    for depth in (*range(sys.getrecursionlimit() - 250, sys.getrecursionlimit() + 10), 100_000):
+        with pytest.raises(Unreadable):
+            THREE.read('{"scores": [' + "[" * depth + "]" * depth + ", 5, 10]}")
 
 
 def test_text_needs_a_visible_character() -> None:

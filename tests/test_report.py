@@ -61,10 +61,10 @@ def begin(path: Path) -> Run:
     return Run.open_or_create(path / "run", dataset_path=path / "gone", fingerprint="s256:memory")
 
 
-def add_labels(run: Run, rater: str = "scripted", dollars: float | None = None) -> None:
-    part = run.part("labels", "rg_vlm").with_suffix(".parquet")
+def add_labels(run: Run, rater: str = "scripted", dollars: float | None = None, *, name: str = "rg_vlm", requests: int = 48) -> None:
+    part = run.part("labels", name).with_suffix(".parquet")
     label_set(rater).write(part)
-    results = {"requests": 48, "found": 0, "input_tokens": 61000, "output_tokens": 5200, "dollars": dollars, "seconds": 71.0}
+    results = {"requests": requests, "found": 0, "input_tokens": 61000, "output_tokens": 5200, "dollars": dollars, "seconds": 71.0}
     run.finish(part, Manifest({"method": "rg-vlm"}, {}, results, {"command": "guerdon label data --run run"}))
 
 
@@ -292,6 +292,18 @@ def test_a_known_price_is_shown(tmp_path: Path) -> None:
     page = plain(build(run.path, dataset=dataset()).read_text(encoding="utf-8"))
     assert "sent 48 requests and cost $1.23" in page
     assert "scripted" not in page
+
+
+def test_what_several_label_sets_cost_is_not_counted_twice(tmp_path: Path) -> None:
+    """Each says what the whole run had cost when it was made."""
+    run = begin(tmp_path)
+    add_labels(run, "google:gemini-2.5-flash", dollars=1.0)
+    add_labels(run, "google:gemini-2.5-pro", dollars=3.5, name="second", requests=96)
+    page = plain(build(run.path, dataset=dataset()).read_text(encoding="utf-8"))
+    assert "sent 96 requests and cost $3.50" in page
+    assert "all of this run" in page
+    assert "$1.00" not in page
+    assert "$4.50" not in page
 
 
 # --- examples -------------------------------------------------------------------------------------------------------------------------

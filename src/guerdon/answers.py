@@ -8,10 +8,10 @@ the rater in a repair turn. Nothing is clamped, padded, guessed or defaulted to 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, ClassVar
 
 
@@ -73,7 +73,7 @@ class Scores:
         """The `n` scores in `reply`.
 
         Code fences and prose around the JSON are tolerated; a bare JSON array is read only if it is the whole reply. Several JSON objects
-        with scores are read only if they all say the same.
+        with scores are read only if they all say the same, and none if one is damaged: what is left of it may be another's scores.
 
         Raises:
             Unreadable: in every other case (wrong count, fractions, strings such as "8/10", values outside the range, ...).
@@ -94,9 +94,9 @@ class Scores:
         return tuple(self._score(position, value) for position, value in enumerate(candidate))
 
     def _score(self, position: int, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not isinstance(value, Decimal):
             raise Unreadable(f"score {position} is {_shown(value)}, not a number")
-        if isinstance(value, float) and (not math.isfinite(value) or not value.is_integer()):
+        if not value.is_finite() or value != value.to_integral_value():
             raise Unreadable(f"score {position} is {_shown(value)}, not a whole number")
         if not self.low <= value <= self.high:
             raise Unreadable(f"score {position} is {_shown(value)}, outside {self.low}..{self.high}")
@@ -118,13 +118,18 @@ def answer_from_record(record: Mapping[str, Any]) -> AnswerSpec:
     raise ValueError(f"no kind of answer is called {record.get('kind')!r}")
 
 
-_FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_FENCE = "```"
+_OBJECT_BEGINS = re.compile(r"""\{\s*(?:"(?:[^"\\]|\\.)*"|'[^']*'|[\w-]+)\s*:""", re.DOTALL)
+"""What is meant as an object, although it may be none of JSON. A brace in prose, such as "{0, 1}" or "{{", is not."""
 _SHOWN_LENGTH = 40
 
 
 def _shown(value: Any) -> str:
     """`value` as JSON, short enough to quote."""
-    text = json.dumps(value, default=str)
+    try:
+        text = str(value) if isinstance(value, Decimal) else json.dumps(value, default=str)
+    except RecursionError:
+        text = "nested too deeply"
     return text if len(text) <= _SHOWN_LENGTH else text[:_SHOWN_LENGTH] + "..."
 
 
@@ -144,13 +149,20 @@ def _constant(name: str) -> float:
     raise _Invalid(f"{name} is not a number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
+def _number(text: str) -> Decimal:
+    """Exactly what is written: as binary fractions, 9.99999999999999999 would be 10."""
+    try:
+        return Decimal(text)
+    except ArithmeticError:  # more digits in the exponent than there are atoms
+        return Decimal("NaN")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_int=_number, parse_float=_number)
 
 
 def _score_lists(reply: str) -> Iterator[Any]:
     """Every value that the reply gives for "scores", at the top level of a JSON object in it; or the reply itself if it is one array."""
-    fenced = _FENCE.match(reply)
-    body = (fenced.group(1) if fenced else reply).strip()
+    body = _without_fence(reply.strip())
     if body.startswith("["):
         try:
             whole, end = _DECODER.raw_decode(body)
@@ -159,15 +171,22 @@ def _score_lists(reply: str) -> Iterator[Any]:
         if end == len(body):
             yield whole
         return
-    position = body.find("{")
-    while position >= 0:
+    position = 0
+    while begins := _OBJECT_BEGINS.search(body, position):
         try:
-            value, end = _DECODER.raw_decode(body, position)
+            value, position = _DECODER.raw_decode(body, begins.start())
         except _Invalid as error:
             raise Unreadable(f"the JSON in the reply is ambiguous: {error}") from None
         except (ValueError, RecursionError):
-            position = body.find("{", position + 1)
-            continue
+            raise Unreadable("the JSON in the reply is damaged or cut off") from None
         if "scores" in value:
             yield value["scores"]
-        position = body.find("{", end)
+
+
+def _without_fence(body: str) -> str:
+    """What lies between a first line such as "```json" and a final "```"; all of it if they are not there."""
+    opening, _, rest = body.partition("\n")
+    language = opening.removeprefix(_FENCE).strip()
+    if opening.startswith(_FENCE) and rest.endswith(_FENCE) and (not language or (language.isascii() and language.isalpha())):
+        return rest.removesuffix(_FENCE).strip()
+    return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -50,6 +51,7 @@ class Waves:
         self._carry_out, self._where, self._gathering = carry_out, where, gathering
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="guerdon store", daemon=True)
         self._thread.start()
@@ -68,10 +70,21 @@ class Waves:
         return done.result()
 
     def _queue(self, job: _Job) -> None:
+        self.refuse_if_forked()
         with self._lock:
             if self._closed:
                 raise StoreError("the store is closed", where=self._where)
             self._jobs.put(job)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that the thread runs in."""
+        return os.getpid() != self._process
+
+    def refuse_if_forked(self) -> None:
+        """Raises StoreError in a fork: the thread is not there, and a connection must not be shared."""
+        if self.forked:
+            raise StoreError("the store was opened before this process was forked", where=self._where, cure="Open it anew in each process.")
 
     def close(self) -> None:
         """Carries out what is queued, then ends the thread."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -28,6 +29,15 @@ def _the_loop() -> asyncio.AbstractEventLoop:
             _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, name="guerdon loop", daemon=True).start()
         return _loop
+
+
+def _forget_loop() -> None:
+    global _lock, _loop
+    _lock, _loop = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)  # its thread stays with the parent: a child would wait for it for ever
 
 
 class Terminated(KeyboardInterrupt):

@@ -73,7 +73,15 @@ class Progress:
     """Requests that may be in flight now, of the rater that may have the fewest."""
     waiting: str = ""
     """What the next request waits for: "limit" (per minute), "retry-after" (the rater asked for a pause), "server" (it does not answer),
-    "money" (reserved by others in flight), or "" for nothing of that kind."""
+    "money" (reserved by others in flight), or "" for nothing of that kind; "stopping" when nothing more is sent."""
+
+
+class InBatches(UsageError):
+    """All that is left to be asked lies in batches of vendors, which a run without batches does not collect."""
+
+
+class _LiesInBatch(Exception):
+    """This conversation cannot go on before a batch has been collected. No error by itself: others can."""
 
 
 class _Stopped(Exception):
@@ -125,6 +133,7 @@ async def ask(
         CeilingReached: if the next request could cost more than is left; everything answered so far is in the store.
         ProviderError: if a rater cannot be asked at all.
         StoreError: if an answer could not be written down.
+        InBatches: if requests lie in a vendor's batch and nothing else is left to do; their conversations are not yielded.
         UsageError: if the method asks a rater that was not given, or a ceiling is to be kept and a rater has no known price.
     """
     if concurrency < 1 or attempts < 1 or repeats < 1:
@@ -265,6 +274,8 @@ class _Asker:
         self._failures: Counter[Cause] = Counter()
         self._dollars = self._charged = 0.0
         self._reason: BaseException | None = None
+        self._in_batches: Counter[str] = Counter()
+        """Conversations that broke off because a request of theirs lies in a batch, by the rater's name."""
         self._told_waiting = ""
         self.stopping = asyncio.Event()
         gates.changed = self._report_waiting
@@ -279,6 +290,7 @@ class _Asker:
         self._gates.close()
         if self._purse is not None:
             self._purse.close()
+        self._report_waiting()
 
     def _stop_because(self, error: BaseException) -> None:
         if self._reason is None and not isinstance(error, _Stopped):
@@ -290,13 +302,19 @@ class _Asker:
         error = task.exception()
         if error is None:
             return False
-        self._stop_because(error)
+        if not isinstance(error, _LiesInBatch):
+            self._stop_because(error)
         return True
 
     def raise_what_stopped_it(self) -> None:
         """Raises the error that stopped the run, if one did."""
         if self._reason is not None:
             raise self._reason
+        if self._in_batches:
+            count = sum(self._in_batches.values())
+            what = f"the next request of {count} conversation{'s' if count > 1 else ''} lies in a batch; all others have ended"
+            cure = "Run the same command with --batch to collect it. Everything answered so far is kept."
+            raise InBatches(what, where=", ".join(sorted(self._in_batches)), cure=cure)
 
     async def keep_claims(self) -> None:
         """Renews the claims of this run for as long as it is alive. A claim that cannot be renewed could be paid twice: the run stops."""
@@ -305,7 +323,7 @@ class _Asker:
             if self._in_hand:
                 try:
                     await self._store.renew(self._owner, LEASE)
-                except GuerdonError as error:
+                except Exception as error:
                     self._stop_because(error)
                     return
 
@@ -355,7 +373,11 @@ class _Asker:
         found = await self._find(key)
         quote = None if found is not None else self._quote(provider, request)
         for attempt in range(1, self._attempts + 1):
-            entered = found if found is not None else await self._obtain(talk, gate, key, quote, attempt)
+            try:
+                entered = found if found is not None else await self._obtain(talk, gate, key, quote, attempt)
+            except _LiesInBatch:
+                self._in_batches[provider.rater.name] += 1
+                raise
             if not isinstance(entered, Pass):
                 return self._found(request, gate, entered)
             outcome = await self._send(provider, request, key)
@@ -395,7 +417,11 @@ class _Asker:
                     cure = "Give --price INPUT,OUTPUT in dollars per million tokens, or leave the ceiling out."
                     raise UsageError("a ceiling cannot be kept, because no price is known", where=other.rater.name, cure=cure)
             self._purse.prices_known = True
-        return provider.quote(request)
+        quote = provider.quote(request)
+        if self._purse is not None and (quote is None or quote.dollars is None):
+            cure = "Give --price INPUT,OUTPUT in dollars per million tokens, or leave the ceiling out."
+            raise UsageError("a ceiling cannot be kept, because no price of a request is known", where=provider.rater.name, cure=cure)
+        return quote
 
     async def _obtain(self, talk: _Talk, gate: Gate, key: Key, quote: Quote | None, attempt: int) -> Pass | Reply | Failure:
         """Leave to send a request, its claim and its money; or what somebody else has stored meanwhile."""
@@ -428,6 +454,8 @@ class _Asker:
             gate.withdraw(leave)
             if not isinstance(claimed, Claim):
                 return claimed
+            if claimed is Claim.IN_BATCH:
+                raise _LiesInBatch
             if claimed is Claim.HELD:
                 await self._until_stopped(asyncio.sleep(wait))
                 wait = min(2 * wait, _POLL_LONGEST)
@@ -533,10 +561,12 @@ class _Asker:
 
     @property
     def _waiting(self) -> str:
+        if self.stopping.is_set():
+            return "stopping"
         return self._gates.waits_for or ("money" if self._purse is not None and self._purse.waited_for else "")
 
     def _report_waiting(self) -> None:
-        if self._waiting == self._told_waiting or self.stopping.is_set():
+        if self._waiting == self._told_waiting:
             return
         try:
             self._report()
@@ -710,19 +740,21 @@ class _Purse:
         """Begins a round when another process has spent or given back money; ends the run when none will."""
         try:
             await self._store.end_dead_claims(self._run)
-            spent, wait, waited = self._store.costs(self._run), _POLL_FIRST, 0.0
-            began = (spent.charged, spent.reserved)
-            while spent.reserved > 0 and waited < OTHERS_MONEY and (spent.charged, spent.reserved) == began:
+            (charged, reserved), wait, waited = await self._store.balance(self._run), _POLL_FIRST, 0.0
+            began = (charged, reserved)
+            while reserved > 0 and waited < OTHERS_MONEY and (charged, reserved) == began:
                 await asyncio.sleep(wait)
                 waited, wait = waited + wait, min(2 * wait, _POLL_LONGEST)
                 await self._store.end_dead_claims(self._run)
-                spent = self._store.costs(self._run)
-            self._poll, self._spent = None, spent.charged
-            if (spent.charged, spent.reserved) != began or self._somebody_fits(spent.charged + spent.reserved):
+                charged, reserved = await self._store.balance(self._run)
+            self._poll, self._spent = None, charged
+            if (charged, reserved) != began or self._somebody_fits(charged + reserved):
                 self.next_round()
             elif self.round == round_:
-                self._give_up(spent.charged + spent.reserved, spent.reserved)
-        except GuerdonError as error:
+                self._give_up(charged + reserved, reserved)
+            else:
+                self._check()  # who came to wait meanwhile took this poll for theirs
+        except Exception as error:  # nobody awaits this task: what is not told to those who wait, they wait for for ever
             self._fail(error)
 
     def _somebody_fits(self, spent: float) -> bool:
@@ -741,7 +773,7 @@ class _Purse:
         cure = "Everything answered so far is kept: the same command goes on from here with a higher --max-cost."
         self._fail(CeilingReached(what, where=self._run, cure=cure))
 
-    def _fail(self, error: GuerdonError) -> None:
+    def _fail(self, error: Exception) -> None:
         for _dollars, future in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(error)

@@ -21,6 +21,7 @@ dollars.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -365,6 +366,19 @@ class Store:
         """
         row = self._backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
         return 0.0 if row is None else (row.charged + row.reserved) * _NANO
+
+    async def balance(self, run: str) -> tuple[float, float]:
+        """Dollars that the attempts of `run` were charged with, and dollars that its claims reserve.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+
+        def read() -> tuple[float, float]:
+            row = self._backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
+            return (0.0, 0.0) if row is None else (row.charged * _NANO, row.reserved * _NANO)
+
+        return await asyncio.to_thread(read) if self._backend.remote else read()
 
     def runs(self) -> list[RunInfo]:
         """Every run that the store knows, in the order in which they began.

@@ -11,6 +11,7 @@ from guerdon import discover, samples
 from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, chosen, parse
 from guerdon.recipes import label, plan, raters, reckoning
+from guerdon.recipes.watch import money
 
 _FIRST_COLUMN = 23
 """Characters of the longest name of a row, and the space after it."""
@@ -107,10 +108,8 @@ def _count(value: int | None) -> str:
 
 
 def _dollars(value: float | None) -> str:
-    """Cents, or more digits for amounts below a dollar."""
-    if value is None:
-        return "unknown"
-    return "0" if value == 0 else f"{value:,.2f}" if value >= 1 else f"{value:.2g}" if value >= 0.0001 else "<0.0001"
+    """Cents, or more digits for amounts below ten cents."""
+    return "unknown" if value is None else "0" if value == 0 else money(value).replace("$", "")
 
 
 def _short(hours: float) -> str:

@@ -23,7 +23,7 @@ from guerdon.asking.batches import ask_in_batches
 from guerdon.asking.limits import Limits
 from guerdon.asking.loop import run_sync
 from guerdon.asking.scheduler import Progress as AskingProgress
-from guerdon.asking.scheduler import ask
+from guerdon.asking.scheduler import InBatches, ask
 from guerdon.asking.store import Store
 from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
 from guerdon.interfaces import Dataset, Method, Provider
@@ -315,7 +315,12 @@ class _Asker:
         both = sorted([*right, *wrong], key=lambda sample: (sample.segment.episode, sample.segment.start))
         heard: list[Transcript] = []
         with watching("pilot", len(both), quiet=config.quiet, log=config.log_json, begin={"pilot": True}) as watch:
-            self._run_through(self._live(both, watch, repeats=1), heard.append)
+            try:
+                self._run_through(self._live(both, watch, repeats=1), heard.append)
+            except InBatches:
+                if not config.batch:
+                    raise
+                # Collected when the pilot is over: it is judged by the others.
         found = judge(
             self._method,
             [transcript for transcript in heard if transcript.sample.annotation >= 0],

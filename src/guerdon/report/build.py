@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -162,13 +163,18 @@ def _lead_raters(raters: Sequence[RaterSection]) -> Iterator[str]:
 
 
 def _lead_cost(contents: Contents) -> Iterator[str]:
-    asked = [part for part, _ in contents.labels.values() if number(part.results.get("requests")) is not None]
-    if not asked:
+    last = _last_ledger(contents)
+    if last is None:
         return
-    prices = [number(part.results.get("dollars")) for part in asked]
-    known = [price for price in prices if price is not None]
-    money = f" and cost {_dollars(sum(known))}" if len(known) == len(prices) else "; no price is known for them"
-    yield f"Labelling sent {_count(sum(number(part.results.get('requests')) or 0 for part in asked))} requests{money}."
+    dollars = number(last.results.get("dollars"))
+    money = "; no price is known for them" if dollars is None else f" and cost {_dollars(dollars)}"
+    yield f"Labelling sent {_count(number(last.results.get('requests')) or 0)} requests{money}."
+
+
+def _last_ledger(contents: Contents) -> Part | None:
+    """The label set that was made last: each one's sums are those of the whole run until then."""
+    asked = [part for part, _ in contents.labels.values() if number(part.results.get("requests")) is not None]
+    return max(asked, key=lambda part: number(part.results.get("requests")) or 0, default=None)
 
 
 # --- examples, rollouts, costs, checks, provenance ------------------------------------------------------------------------------------
@@ -232,10 +238,14 @@ class Cost:
 
 
 def _costs(contents: Contents) -> list[Cost]:
+    last = _last_ledger(contents)
+    several = len(contents.labels) > 1
     labelling = [
-        Cost("labels", part.name, part.seconds, asked=True, **{name: number(part.results.get(name)) for name in _LEDGER})
+        Cost("labels", part.name, part.seconds, asked=not several, **_ledger(part, ("found",) if several else _LEDGER))
         for part, _ in contents.labels.values()
     ]
+    if several and last is not None:
+        labelling.append(Cost("labels", "all of this run", None, asked=True, **_ledger(last, _LEDGER[:1] + _LEDGER[2:])))
     groups = (("training", contents.policies), ("evaluation", contents.evaluations))
     computing = [
         Cost(stage, f"{arm} ({len(parts)} {'seed' if len(parts) == 1 else 'seeds'})", _total(part.seconds for part in parts))
@@ -246,6 +256,10 @@ def _costs(contents: Contents) -> list[Cost]:
 
 
 _LEDGER = ("requests", "found", "input_tokens", "output_tokens", "dollars")
+
+
+def _ledger(part: Part, names: Sequence[str]) -> dict[str, Any]:
+    return {name: number(part.results.get(name)) for name in names}
 
 
 def _total(values: Iterator[float | None]) -> float | None:
