@@ -22,8 +22,8 @@ from guerdon.asking.batches import Progress as BatchProgress
 from guerdon.asking.batches import ask_in_batches
 from guerdon.asking.limits import Limits
 from guerdon.asking.loop import run_sync
-from guerdon.asking.scheduler import Progress as AskingProgress
 from guerdon.asking.scheduler import InBatches, ask
+from guerdon.asking.scheduler import Progress as AskingProgress
 from guerdon.asking.store import Store
 from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
 from guerdon.interfaces import Dataset, Method, Provider
@@ -353,10 +353,12 @@ class _Asker:
             except CeilingReached as reached:
                 stopped = f"{reached.what}. {reached.cure}"
             counts = watch.latest
-        labels = [label for several in answers.values() for label in vote(several, self._method.vote, scale=self._method.scale)]
+        labels: list[Label] = []
         if sum(map(len, answers.values())) < total * config.repeats:
             stopped = stopped or "batches are under way; the same command collects them"
             labels += self._skipped(answers)
+        while answers:  # a large dataset's labels are not to lie in memory twice
+            labels += vote(answers.popitem()[1], self._method.vote, scale=self._method.scale)
         return labels, counts, stopped
 
     def _note(self) -> str:
