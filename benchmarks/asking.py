@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -428,6 +428,30 @@ def part_memory(windows: int) -> dict[str, float]:
 # --- tables -------------------------------------------------------------------------------------------------------------------------
 
 
+def part_label(windows: int) -> dict[str, float]:
+    """The whole of `guerdon.label` over so many windows of eight: pictures, two turns, votes, a label set on disk."""
+    import numpy as np
+
+    import guerdon
+    from guerdon.recipes import label as recipe
+
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.memory import MemoryDataset, MemoryEpisode
+
+    class WithTruth(MemoryDataset):
+        def privileged(self, index: int) -> Mapping[str, Any]:  # noqa: ARG002
+            return {"contribution": np.tile([1.0, 0.0], 400).astype(np.float32)}
+
+    recipe.open_data = lambda _path, _options: WithTruth([MemoryEpisode(800, f"go to ball {n}") for n in range(-(-windows // 100))])
+    began, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        labelled = guerdon.label(dataset=folder, run=folder / "run", store=str(folder / "s.sqlite"), concurrency=64, quiet=True)
+        assert labelled.labels.coverage > 0.9
+    figures = _figures(windows, time.perf_counter() - began, time.process_time() - cpu)
+    return figures | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
 def in_own_process(*arguments: str, python: str = sys.executable, url: str = "") -> Any:
     """What a part of this script prints, as JSON; None if it fails, which is said."""
     done = subprocess.run([python, __file__, "--part", *arguments], capture_output=True, text=True, env=environment(url), check=False)
@@ -482,12 +506,12 @@ def store(count: int, runs: int) -> None:
         print(f"\nreplies on disk, {IN_FLIGHT} writers: {median(found, 'rate'):.0f} a second, {median(found, 'cpu'):.2f} CPU ms each")
 
 
-def memory(windows: int) -> None:
-    found = in_own_process("memory", str(windows))
+def memory(windows: int, part: str = "memory", what: str = "ask") -> None:
+    found = in_own_process(part, str(windows))
     if found:
         verdict = "below" if found["memory"] < MOST_MEMORY else "NOT BELOW"
         rate = f"{found['rate']:.0f} windows/s, {found['cpu']:.2f} CPU ms each"
-        print(f"\n{windows:,} windows through ask: {found['memory']:.0f} MiB at most ({verdict} {MOST_MEMORY}), {rate}")
+        print(f"\n{windows:,} windows through {what}: {found['memory']:.0f} MiB at most ({verdict} {MOST_MEMORY}), {rate}")
 
 
 def others(server: int) -> float:
@@ -524,6 +548,7 @@ def part(arguments: list[str]) -> None:
         "pictures": lambda repeats: part_pictures(int(repeats)),
         "store": lambda count: part_store(int(count)),
         "memory": lambda windows: part_memory(int(windows)),
+        "label": lambda windows: part_label(int(windows)),
     }
     print(json.dumps(parts[kind](*rest)))
 
@@ -532,7 +557,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one run each, fewer requests")
     parser.add_argument("--peers", default="", metavar="PYTHON", help="interpreter of an environment with litellm and instructor")
-    parser.add_argument("--only", nargs="+", choices=("clients", "pictures", "store", "memory"), default=None)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=("clients", "pictures", "store", "memory", "label"),
+        default=None,
+        help="label takes minutes and is left out unless named",
+    )
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -545,8 +576,9 @@ def main() -> None:
         "pictures": lambda: pictures(6 if quick else 12, runs),
         "store": lambda: store(1_000 if quick else 10_000, runs),
         "memory": lambda: memory(3_000 if quick else 100_000),
+        "label": lambda: memory(3_000 if quick else 100_000, "label", "the whole of `label` (scripted rater)"),
     }
-    for name in arguments.only or tables:
+    for name in arguments.only or [name for name in tables if name != "label"]:
         tables[name]()
     print(f"\n{time.monotonic() - began:.0f} s in all")
 
