@@ -70,14 +70,18 @@ def _question(body: dict[str, Any]) -> tuple[str, str, int]:
         for part in ([{"type": "text", "text": message["content"]}] if isinstance(message["content"], str) else message["content"])
         if part["type"] == "text"
     ]
-    users = [text for role, text in texts if role == "user"]
-    instruction = re.search(r'Instruction given to the agent: "(.*)"', "\n".join(users))
-    counts = re.findall(r"with exactly (\d+) (?:scores|whole numbers)", "\n".join(users))
-    turn = ("analyse", "score", "repair")[sum(message["role"] == "assistant" for message in body["messages"])]
-    return instruction.group(1) if instruction else "", turn, int(counts[-1]) if counts else 0
+    said = "\n".join(text for role, text in texts if role == "user")
+    return question_of(said, sum(message["role"] == "assistant" for message in body["messages"]))
 
 
-def _content(fault: str, turn: str, scores: list[int]) -> str:
+def question_of(said: str, answers: int) -> tuple[str, str, int]:
+    """(instruction, turn, number of scores wanted) of a conversation: what was said to the rater, and how often it has answered."""
+    instruction = re.search(r'Instruction given to the agent: "(.*)"', said)
+    counts = re.findall(r"with exactly (\d+) (?:scores|whole numbers)", said)
+    return instruction.group(1) if instruction else "", ("analyse", "score", "repair")[answers], int(counts[-1]) if counts else 0
+
+
+def content(fault: str, turn: str, scores: list[int]) -> str:
     if turn == "analyse":
         return "\n".join(f"{number}: the agent moved" for number in range(8))
     bodies = {
@@ -92,7 +96,7 @@ def _content(fault: str, turn: str, scores: list[int]) -> str:
 
 
 def _completion(fault: str, turn: str, scores: list[int]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": _content(fault, turn, scores), "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": content(fault, turn, scores), "refusal": None}
     reason = "stop"
     if fault == "refusal":
         message |= {"content": None, "refusal": "I cannot help with that."}

@@ -822,3 +822,71 @@ def test_json_of_this_package_is_written_whole_or_not_at_all(tmp_path: Path) -> 
         write_json(tmp_path / "part.json", {"a": {1, 2}})
     assert read_json(tmp_path / "part.json") == {"a": 1}
     assert left_in(tmp_path) == ["part.json"]
+
+
+@pytest.mark.parametrize("command", ["plan", "label"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tile", "0"], "tile is a number of pixels from 1 to 2,000, got 0"),
+        (["--tile", "999999"], "tile is a number of pixels"),
+        (["--no-wait"], "--no-wait says something of batches only"),
+        (["--batch-size", "3"], "--batch-size says something of batches only"),
+        (["--retry-lost"], "--retry-lost says something of batches only"),
+        (["--price", "0.1"], "is no price"),
+    ],
+)
+def test_flags_that_cannot_work(
+    command: str, flags: list[str], message: str, data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]
+) -> None:
+    where = ["--run", tmp_path / "run"] if command == "label" else []
+    refused(guerdon(command, data, *where, *flags), message, status=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\xff\xfe\x00", "is not in UTF-8. Save it as CSV in UTF-8"),
+        (b"episode;step;value\n1;2;3\n", "is no header of corrections"),
+        (b"episode,step,value\n0,0,1e9\n", "line 2: 'value' is a number, not '1e9'"),
+        (b"episode,step,value\n0,0,nan\n", "line 2: 'value' is a number, not 'nan'"),
+        (b'episode,step,value,note\n0,0,3,"a\n', "line 2: is no CSV"),
+        (b"episode,step,value\n0,999999999999999,3\n", "line 2: episode 0 has"),
+    ],
+)
+def test_corrections_that_cannot_be_read(
+    content: bytes | None, message: str, run: Path, tmp_path: Path, guerdon: Callable[..., Outcome]
+) -> None:
+    table = tmp_path / "table.csv"
+    if content is not None:
+        table.write_bytes(content)
+    before = (run / "labels" / "rg_vlm.parquet").read_bytes()
+    refused(guerdon("labels", "import", run, "rg_vlm", table), message, status=2)
+    assert (run / "labels" / "rg_vlm.parquet").read_bytes() == before
+
+
+def test_a_file_of_settings_that_is_not_there(data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
+    refused(guerdon("label", data, "--config", tmp_path / "none.yaml"), "none.yaml: cannot be read: No such file", status=2)
+
+
+def test_a_password_with_an_at_sign_is_not_shown(guerdon: Callable[..., Outcome]) -> None:
+    outcome = guerdon("store", "list", "--store", "postgresql://somebody:half@otherhalf@127.0.0.1:1/store")
+    refused(outcome, "write %40 for @")
+    assert "half" not in outcome.out + outcome.err
+
+
+def test_what_can_be_done_about_missing_labels_fits_their_states(data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
+    unreadable = guerdon("label", data, "--run", tmp_path / "run", "--scripted.malformed", "1", "--scripted.refusal", "0", "--quiet")
+    assert unreadable.status == 1
+    assert "Answers that cannot be read stay so" in unreadable.out
+    assert "--retry-failed" not in unreadable.out
+    assert f"store: {os.environ['GUERDON_STORE']}" in guerdon("store", "list").out
+
+
+@pytest.mark.parametrize("command", [["labels"], ["store"], ["labels", "set", "--help"], ["store", "export", "--help"]])
+def test_help_fits_into_80_columns(command: list[str], monkeypatch: pytest.MonkeyPatch, guerdon: Callable[..., Outcome]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = guerdon(*command).out.splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith(("usage:", "Every command"))] == []

@@ -6,26 +6,29 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from guerdon.asking import batches
+from guerdon.asking import store as store_module
 from guerdon.asking.batches import Progress, ask_in_batches
 from guerdon.asking.loop import run_sync
-from guerdon.asking.scheduler import ask
+from guerdon.asking.scheduler import InBatches, ask
 from guerdon.asking.store import Key, Store
 from guerdon.errors import CeilingReached, ProviderError, QuotaExhausted, RaterUnreachable, UsageError
 from guerdon.interfaces import BatchDraft, Batches, BatchStatus, Provider
 from guerdon.methods.rg_vlm import RgVlm
 from guerdon.providers.chat import Chat
 from guerdon.providers.scripted import Scripted
-from guerdon.records import Failure, Quote, Reply, Request, Sample, Segment, Transcript, Usage
+from guerdon.records import Failure, Quote, Rater, Reply, Request, Sample, Segment, Transcript, Usage
 from tests.batch_servers import SERVERS, BatchServer, Fate, Line, Refused, serve
 from tests.vendors import PLANTED_KEY
 
@@ -518,6 +521,99 @@ def test_a_vendor_that_does_not_answer_is_asked_again_and_then_left_alone(
     monkeypatch.setattr(server, "serve", down(5))
     assert len(through_batches(chat, tmp_path / "s.sqlite")) == WINDOWS
     assert paid_once(server)
+
+
+def test_results_that_cannot_be_fetched_are_not_waited_for_for_ever(openai: tuple[BatchServer, Chat], tmp_path: Path) -> None:
+    server, chat = openai
+
+    class Unreadable(MortalQueue):
+        fetched = 0
+
+        async def results(self, batch: str, requests: Mapping[str, tuple[Request, int]]) -> AsyncIterator[tuple[str, Reply | Failure]]:
+            self.fetched += 1
+            raise ProviderError("the results of a batch could not be fetched")
+            yield
+
+    rater = Mortal(chat, "never")
+    rater.queue = queue = Unreadable(chat.batches(), "never")
+    with pytest.raises(ProviderError, match="could not be fetched"):
+        through_batches(rater, tmp_path / "s.sqlite")
+    assert queue.fetched == 10
+    assert len(through_batches(chat, tmp_path / "s.sqlite")) == WINDOWS
+    assert paid_once(server)
+
+
+def test_results_that_are_gone_are_not_paid_for_again_unasked(openai: tuple[BatchServer, Chat], tmp_path: Path) -> None:
+    server, chat = openai
+    server.switches.polls = 10**6
+    through_batches(chat, tmp_path / "s.sqlite", wait=False)
+    server.jobs[server.id_of(0)].polls_left = server.switches.polls = 1
+
+    class Forgetful(MortalQueue):
+        async def status(self, batch: str) -> BatchStatus | Failure:
+            status = await self.inner.status(batch)
+            server.files.clear()
+            return status
+
+    rater = Mortal(chat, "never")
+    rater.queue = Forgetful(chat.batches(), "never")
+    with pytest.raises(ProviderError, match=r"is lost: the results of a batch could not be fetched.*HTTP 404.*retry_lost"):
+        through_batches(rater, tmp_path / "s.sqlite")
+    assert server.creations == 1
+    server.files.clear()
+    assert len(through_batches(chat, tmp_path / "s.sqlite", retry_lost=True)) == WINDOWS
+    assert costs(tmp_path / "s.sqlite").lost == WINDOWS
+
+
+def test_a_batch_that_others_have_ended_while_it_was_put_together_is_not_handed_over(
+    openai: tuple[BatchServer, Chat], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would look for it at the vendor, and what it cost would be lost."""
+    server, chat = openai
+    intend, ended = Store.intend_batch, list[str]()
+
+    def intend_and_be_taken_for_dead(self: Store, batch: str, rater: Rater, run: str, items: Any, **more: Any) -> None:
+        intend(self, batch, rater, run, items, **more)
+        if not ended:
+            ended.append(batch)
+            self.batch_ended(batch, "unfinished")
+
+    monkeypatch.setattr(Store, "intend_batch", intend_and_be_taken_for_dead)
+    assert len(through_batches(chat, tmp_path / "s.sqlite")) == WINDOWS
+    assert paid_once(server)
+    assert server.creations == 2
+    spent = costs(tmp_path / "s.sqlite")
+    assert (spent.requests, spent.lost, spent.reserved) == (2 * WINDOWS, 0, 0)
+
+
+@pytest.mark.parametrize("hours", [-12, 12])
+def test_a_wrong_clock_makes_nobody_pay_twice(
+    vendor: tuple[BatchServer, Chat], tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that arrived is found at the vendor, also where this machine's clock is set to another time zone's."""
+    server, chat = vendor
+    now = time.time
+    ours = SimpleNamespace(time=lambda: now() + hours * 3600)
+    monkeypatch.setattr(batches, "time", ours)
+    monkeypatch.setattr(store_module, "time", SimpleNamespace(time=ours.time, monotonic=time.monotonic))
+    with pytest.raises(Killed):
+        through_batches(Mortal(chat, "after handing over"), tmp_path / "s.sqlite")
+    assert len(through_batches(chat, tmp_path / "s.sqlite")) == WINDOWS
+    assert paid_once(server)
+    assert server.creations == 2
+
+
+def test_a_live_run_says_that_its_requests_lie_in_a_batch(openai: tuple[BatchServer, Chat], tmp_path: Path) -> None:
+    server, chat = openai
+    server.switches.polls = 10**6
+    through_batches(chat, tmp_path / "s.sqlite", windows(2), wait=False)
+    with pytest.raises(InBatches, match=r"the next request of 2 conversations lies in a batch.*--batch"):
+        live(chat, tmp_path / "s.sqlite", windows(2))
+    assert server.live == 0
+    server.jobs[server.id_of(0)].polls_left = server.switches.polls = 1
+    assert len(through_batches(chat, tmp_path / "s.sqlite", windows(2))) == 2
+    assert len(live(chat, tmp_path / "s.sqlite", windows(2))) == 2
+    assert server.live == 0
 
 
 def test_several_machines_share_a_database(openai: tuple[BatchServer, Chat], postgresql_url: str) -> None:

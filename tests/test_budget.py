@@ -183,6 +183,25 @@ async def test_a_reservation_that_stays_is_not_waited_for_for_ever(store: Store)
     assert "($1 of it by requests whose end is not known)" in str(error)
 
 
+async def test_an_error_while_waiting_for_others_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_run: str) -> tuple[float, float]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(store, "balance", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        async with asyncio.timeout(10):
+            await ask_until_broke(store, Priced(), 2.0)
+
+
+async def test_a_price_that_becomes_unknown_is_said(store: Store) -> None:
+    class Forgetful(Priced):
+        def quote(self, request: Request) -> Quote | None:
+            return Quote(10, 100, 0.1 if request.purpose == "analyse" else None)
+
+    with pytest.raises(UsageError, match=r"no price of a request is known.*--price"):
+        await ask_until_broke(store, Forgetful(), 5.0)
+
+
 async def test_what_another_process_has_spent_is_learned_at_the_ceiling(tmp_path: Path) -> None:
     """Both begin far from the ceiling; together they reach it, and neither leaves money for half a conversation behind."""
     with Store.open(tmp_path / "s.sqlite") as one, Store.open(tmp_path / "s.sqlite") as two:
@@ -319,14 +338,14 @@ async def kill_real_processes(folder: Path, seed: int, ceiling: float, processes
         words = [sys.executable, "-c", PROCESS, str(store_path), str(bills), str(ceiling), str(10 * seed + number)]
         return subprocess.Popen(words, stdout=subprocess.DEVNULL)
 
-    def wait_for_bills(more_than: int) -> None:
+    def wait_for_bills(more_than: int, process: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + 60
-        while len(bills.read_text().splitlines()) <= more_than and time.monotonic() < until:
+        while len(bills.read_text().splitlines()) <= more_than and process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
 
     running = [begin(number) for number in range(processes)]
     for process in running:
-        wait_for_bills(len(bills.read_text().splitlines()) + dice.randrange(8))
+        wait_for_bills(len(bills.read_text().splitlines()) + dice.randrange(8), process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     with Store.open(store_path) as store:

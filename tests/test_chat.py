@@ -24,7 +24,7 @@ from guerdon.asking.scheduler import ask
 from guerdon.asking.store import Store
 from guerdon.errors import AuthenticationRefused, ProviderError, UsageError
 from guerdon.interfaces import Provider
-from guerdon.providers._settings import EncodedPictures
+from guerdon.providers._settings import EncodedPictures, status_cause
 from guerdon.providers.chat import Chat, prefixes
 from guerdon.records import Cause, Evidence, Failure, Frames, Message, Picture, PictureFormat, Price, Reply, Request, Subject, Usage
 from tests.test_scheduler import Sleeps, TwoTurns, collect, sample
@@ -500,6 +500,20 @@ def _error(status: int, *, code: str | None = None, kind: str = "some_type", hea
     message = f"Incorrect API key provided: {PLANTED_KEY}"
     body = {"error": {"message": message, "code": code, "type": kind, "param": PLANTED_KEY}}
     return Answer(json.dumps(body).encode(), status, headers or {})
+
+
+@pytest.mark.parametrize("name", ["openai", "openai-chat", "anthropic", "google"])
+def test_a_status_means_the_same_to_every_vendor_as_to_a_server_of_ones_own(
+    name: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = (400, 401, 402, 407, 408, 409, 425, 429, 451, 499, 500, 501, 503, 504, 524, 529)
+    provider = VENDORS[name].provider(server, monkeypatch)
+    server.reply_with(*(Answer(b"{}", status) for status in statuses))
+    outcomes = ask_all(provider, *(first_turn() for _ in statuses))
+    told = {
+        status: (outcome.cause, outcome.final) for status, outcome in zip(statuses, outcomes, strict=True) if isinstance(outcome, Failure)
+    }
+    assert told == {status: status_cause(status) for status in statuses}
 
 
 def test_the_vendors_short_code_is_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,7 +314,7 @@ def test_usage_is_counted_and_foretold(model: Path, build: Build) -> None:
         assert outcome.usage.input_tokens is not None
         assert outcome.usage.output_tokens is not None
         assert outcome.usage.input_tokens <= quote.input_tokens <= outcome.usage.input_tokens + 8
-        assert outcome.usage.output_tokens <= quote.output_tokens == 1024
+        assert outcome.usage.output_tokens <= quote.output_tokens == rater.config.max_output_tokens
 
 
 # --- memory, cancelling, closing ----------------------------------------------------------------------------------------------------

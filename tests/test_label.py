@@ -266,7 +266,7 @@ def test_batches_are_handed_in_and_collected_by_the_same_command(
         assert len(statuses) > 2
         assert statuses[-1] == 0
         out = capsys.readouterr().out
-        assert "under way" in out
+        assert "lie with the vendor" in out
         assert main(words) == 0
         assert "0 requests sent now" in capsys.readouterr().out
         assert len(server.jobs) == 2

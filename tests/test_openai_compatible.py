@@ -488,6 +488,7 @@ def test_nobody_there_and_a_connection_that_breaks() -> None:
     (outcome,) = ask(OpenaiCompatible("m@http://127.0.0.1:9/v1"), question())
     assert isinstance(outcome, Failure)
     assert (outcome.cause, outcome.final, outcome.status) == ("network", False, None)
+    assert outcome.usage.dollars == 0  # no ceiling fills up with requests to a server that is not there
     cut = failure_of(Raw(b"{", 200, (("Content-Length", "500"), ("Connection", "close"))))
     assert (cut.cause, cut.final) == ("network", False)
 

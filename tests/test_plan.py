@@ -220,10 +220,20 @@ def test_an_unknown_rater_is_refused_in_the_words_of_label(spec: str) -> None:
     assert str(planning.value) == str(building.value)
 
 
-@pytest.mark.parametrize("spec", ["google:", "openai-compatible:qwen", "openai-compatible:@http://localhost"])
-def test_half_a_name_is_refused(spec: str) -> None:
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "google:", "openai-compatible:qwen", "openai-compatible:@http://localhost", "openai-compatible:qwen@localhost:8000/v1",
+        "openai-compatible:qwen@http://me:secret@localhost/v1",
+    ],
+)  # fmt: skip
+def test_half_a_name_is_refused_in_the_words_of_label(spec: str) -> None:
+    with pytest.raises(UsageError) as building:
+        raters.build(spec)
+    with pytest.raises(UsageError) as planning:
         asked(spec)
+    assert str(planning.value) == str(building.value)
+    assert "secret" not in str(planning.value)
 
 
 @pytest.mark.parametrize(

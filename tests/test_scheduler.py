@@ -24,7 +24,7 @@ from guerdon.answers import Scores, Text
 from guerdon.asking import scheduler
 from guerdon.asking.limits import Limits
 from guerdon.asking.loop import Terminated, run_sync
-from guerdon.asking.scheduler import Progress, ask
+from guerdon.asking.scheduler import InBatches, Progress, ask
 from guerdon.asking.store import Claim, Key, Store
 from guerdon.errors import AuthenticationRefused, ProviderError, QuotaExhausted, RaterUnreachable, UsageError, WriteFailed
 from guerdon.interfaces import Method, Provider
@@ -194,6 +194,26 @@ async def test_what_another_process_is_asking_is_waited_for(store: Store) -> Non
     assert isinstance(transcript.exchanges[0].outcome, Reply)
     assert transcript.exchanges[0].outcome.text == "theirs"
     assert [r.purpose for r in provider.asked] == ["score"]
+
+
+@pytest.mark.parametrize("ceiling", [None, 100.0])
+async def test_what_lies_in_a_batch_is_not_waited_for_and_keeps_nobody_else(store: Store, ceiling: float | None) -> None:
+    class WithPrice(Fake):
+        def quote(self, request: Request) -> Quote | None:
+            return Quote(10, 10, 0.5)
+
+    method, provider = TwoTurns(), WithPrice()
+    for episode in (0, 1, 2):
+        request = method.next(sample(episode), ())
+        assert request is not None
+        assert await store.claim(Key(request.question, provider.rater.key, 0), "batch/b", 1e6, run="a", dollars=0.1) is Claim.GRANTED
+    heard: list[Transcript] = []
+    with pytest.raises(InBatches, match=r"fake: the next request of 3 conversations lies in a batch.*--batch"):
+        async with asyncio.timeout(10):
+            async for transcript in ask(map(sample, range(6)), method, [provider], store, run="a", concurrency=2, ceiling=ceiling):
+                heard.append(transcript)
+    assert sorted(transcript.sample.segment.episode for transcript in heard) == [3, 4, 5]
+    assert store.costs("a").requests == 6
 
 
 async def test_events_count_what_happened(store: Store) -> None:
@@ -491,6 +511,16 @@ async def test_a_listener_that_fails_stops_the_run(store: Store) -> None:
     options = {"limits": Limits(requests_per_minute=60), "sleep": Sleeps(), "on_event": listen}
     with pytest.raises(WriteFailed, match="the log"):
         await collect(ask(map(sample, range(100)), TwoTurns(), [Fake()], store, run="a", **options))
+
+
+async def test_a_heartbeat_that_breaks_stops_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_owner: str, _lease: float) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(scheduler, "LEASE", 0.04)
+    monkeypatch.setattr(store, "renew", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await collect(ask(map(sample, range(50)), TwoTurns(), [Fake(delay=0.05)], store, run="a", concurrency=1))
 
 
 async def test_claims_that_cannot_be_renewed_stop_the_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from guerdon.asking.scheduler import Progress
 from guerdon.errors import UsageError, WriteFailed
 from guerdon.recipes import watch as module
-from guerdon.recipes.watch import Moment, duration, watching
+from guerdon.recipes.watch import Moment, duration, money, watching
 
 
 class Clock:
@@ -97,3 +99,55 @@ def test_without_a_terminal_there_is_a_line_now_and_then(clock: Clock, capsys: p
         watch(Progress(done=100))
     shown = capsys.readouterr().err.splitlines()
     assert [line.split(" (")[0] for line in shown] == ["asking: 10 of 100", "asking: 20 of 100", "asking: 100 of 100"]
+
+
+def test_a_run_that_is_stopping_says_what_it_waits_for() -> None:
+    state = Progress(done=10, asked=25, in_flight=3, waiting="stopping", dollars=0.5)
+    assert Moment(state, 40, 5.0, 0.0).text.endswith("stopping when 3 in flight are answered; Ctrl-C again does not wait")
+
+
+@pytest.mark.parametrize(
+    ("dollars", "text"),
+    [
+        (0, "$0.00"),
+        (1234.5, "$1,234.50"),
+        (0.5, "$0.50"),
+        (0.0612, "$0.061"),
+        (0.001, "$0.0010"),
+        (1e-5, "$0.000010"),
+    ],
+)
+def test_small_sums_are_not_shown_as_nothing(dollars: float, text: str) -> None:
+    assert money(dollars) == text
+
+
+def test_without_a_terminal_a_long_wait_is_said_at_once_and_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with watching("asking", 100) as watch:
+        for second in range(1, 9):
+            clock.now = float(second)
+            watch(Progress(in_flight=4, waiting="vendor"))
+    assert [line.partition(" waiting: ")[2] for line in capsys.readouterr().err.splitlines()] == ["the vendor's queue"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NOT TESTED: this system has no device that is always full")
+def test_a_log_on_a_full_disk_is_said_once_with_its_place() -> None:
+    with (
+        pytest.raises(WriteFailed, match=r"^/dev/full: the log cannot be written: No space left"),
+        watching("asking", 4, log=Path("/dev/full")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_in_a_terminal_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    name = "asking openai-compatible:Qwen/Qwen2.5-VL-7B-Instruct@http://localhost:8000/v1"
+    with watching(name, 40) as watch:
+        watch(Progress(done=10, asked=25, failures={"rate_limit": 3}, dollars=0.5))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\s", "", capsys.readouterr().err)
+    assert name.replace(" ", "") in shown
+    assert "10of40" in shown
+    assert "$0.50ofabout$2.00,3ratelimit" in shown
+    assert "…" not in shown

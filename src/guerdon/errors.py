@@ -12,6 +12,7 @@
     │   ├── AuthenticationRefused
     │   ├── QuotaExhausted
     │   ├── RaterUnreachable
+    │   ├── ResultsGone       a vendor no longer has the answers of a batch
     │   └── ConsentNeeded     frames would leave this machine and nobody has agreed to that
     ├── CeilingReached        the next request could cost more than the user allows
     ├── BadPilot              a trial of a few windows says that the labels would not be worth their price
@@ -107,6 +108,10 @@ class QuotaExhausted(ProviderError):
 
 class RaterUnreachable(ProviderError):
     """Nothing but failures came from the rater for so long that asking on is useless."""
+
+
+class ResultsGone(ProviderError):
+    """A vendor no longer has the answers of a batch that it has carried out."""
 
 
 class ConsentNeeded(ProviderError):

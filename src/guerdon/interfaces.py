@@ -210,6 +210,7 @@ class Batches(ABC):
 
         Raises:
             ProviderError: if the list cannot be fetched now; what has been handed out counts.
+            ResultsGone: if it never can be, because the vendor has it no more.
         """
 
     @abstractmethod

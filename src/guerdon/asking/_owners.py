@@ -76,7 +76,8 @@ class Silence:
         if steady >= self._until:
             self._seconds = 0.0
         if held_up > _NOTICED:
-            self._seconds, self._until = self._seconds + held_up, steady + _EXCUSED
+            # The longest of several, not their sum: where every write waits, what is never renewed must lapse all the same.
+            self._seconds, self._until = max(self._seconds, held_up), steady + _EXCUSED
         return self._seconds
 
 

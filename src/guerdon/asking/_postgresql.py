@@ -208,6 +208,8 @@ def _engine(text: str) -> tuple[sa.Engine, str]:
         url = sa.make_url(text)
     except (ValueError, sa.exc.ArgumentError):
         url = None
+    if text.partition("?")[0].count("@") > 1:  # what stands between the first and the last may be part of a password
+        url = None
     if url is None:  # raised out here, because the error that was caught quotes the URL
         cure = "Write postgresql://user:password@host:port/database; in user and password, write %40 for @, %2F for / and %3A for :."
         raise StoreError("the URL of the database cannot be read", cure=cure)

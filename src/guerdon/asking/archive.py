@@ -76,6 +76,8 @@ class Overview:
     answers: int
     size: int
     """Bytes on disk."""
+    name: str = ""
+    """Where the store is; never a password."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def _overview(store: Store, connection: sa.Connection) -> Overview:
         attempts=sum(attempts.values()),
         answers=sum(answers.values()),
         size=_size(store, connection),
+        name=store.name,
     )
 
 

@@ -38,6 +38,7 @@ from guerdon.errors import (
     ProviderError,
     QuotaExhausted,
     RaterUnreachable,
+    ResultsGone,
     StoreError,
     UsageError,
 )
@@ -237,6 +238,9 @@ class _BatchAsker:
         self._paused: set[int] = set()
         """Raters whose queue takes nothing now."""
         self._troubles: Counter[str] = Counter()
+        """How often in a row a vendor has not said how a batch stands."""
+        self._unfetched: Counter[str] = Counter()
+        """How often in a row its results could not be fetched, although it has ended."""
         self._pending: dict[str, BatchRow] = {}
         self._finished: dict[str, int] = {}
         self._collected = False
@@ -412,8 +416,10 @@ class _BatchAsker:
         await asyncio.to_thread(store.intend_batch, order.marker, provider.rater, self._run, order.items)
         order.items = {}
         held, _left = await store.holds(order.owner)
-        if held != order.draft.size:
-            # This process slept so long that others have taken some of its requests over.
+        state = await asyncio.to_thread(store.batch_state, order.marker)
+        if held != order.draft.size or state != "intended":
+            # This process gave no sign of life for so long that others have taken some of its requests over, or have ended its batch:
+            # nobody would look for it at the vendor.
             await self._drop(order.marker, "overtaken", order.keys)
             return
         answer = await self._queues[order.rater].create(order.marker, order.draft)
@@ -562,8 +568,8 @@ class _BatchAsker:
             stopped = stopped or next(account, None)
 
         if status.state == "ended":
+            chunk: dict[str, Reply | Failure] = {}
             try:
-                chunk: dict[str, Reply | Failure] = {}
                 async for name, outcome in self._queues[rater].results(vendor_id, requests):
                     if name in seen:
                         continue
@@ -573,10 +579,14 @@ class _BatchAsker:
                         await take_in(chunk)
                         chunk = {}
                 await take_in(chunk)
+            except ResultsGone as gone:
+                await take_in(chunk)
+                await self._lost(row, rater, gone.what)
+                return
             except ProviderError:
                 # The vendor may be better in a while; what it has told so far is kept.
-                self._troubles[row.id] += 1
-                if self._troubles[row.id] >= _TROUBLES or not self._wait:
+                self._unfetched[row.id] += 1
+                if self._unfetched[row.id] >= _TROUBLES or not self._wait:
                     raise
                 return
         rest = status.rest or Failure("empty", final=False, code="no_result")

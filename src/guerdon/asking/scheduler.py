@@ -73,7 +73,7 @@ class Progress:
     """Requests that may be in flight now, of the rater that may have the fewest."""
     waiting: str = ""
     """What the next request waits for: "limit" (per minute), "retry-after" (the rater asked for a pause), "server" (it does not answer),
-    "money" (reserved by others in flight), or "" for nothing of that kind; "stopping" when nothing more is sent."""
+    "money" (reserved by others in flight), or "" for nothing of that kind; "stopping" when only they are still awaited."""
 
 
 class InBatches(UsageError):
@@ -562,7 +562,7 @@ class _Asker:
     @property
     def _waiting(self) -> str:
         if self.stopping.is_set():
-            return "stopping"
+            return "stopping" if any(hand.sent for hand in self._in_hand.values()) else ""
         return self._gates.waits_for or ("money" if self._purse is not None and self._purse.waited_for else "")
 
     def _report_waiting(self) -> None:

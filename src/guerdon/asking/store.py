@@ -72,6 +72,7 @@ _SUBMITTED = (
     .values(state=sa.literal_column("'submitted'"), vendor_id=sa.bindparam("vendor"))
 )
 _ENDED = sa.update(tables.batch).where(tables.batch.c.batch == sa.bindparam("of_batch")).values(state=sa.bindparam("to_state"))
+_STATE = sa.select(tables.batch.c.state).where(tables.batch.c.batch == sa.bindparam("of_batch"))
 _OPEN_BATCHES = sa.select(tables.batch).where(tables.batch.c.state.in_(_OPEN_STATES)).order_by(tables.batch.c.created, tables.batch.c.batch)
 _ITEMS = sa.select(tables.batch_item).where(tables.batch_item.c.batch == sa.bindparam("of_batch")).order_by(tables.batch_item.c.item)
 
@@ -197,7 +198,9 @@ class Store:
         return f"Store({self.name!r})"
 
     def close(self) -> None:
-        """Writes what is queued and closes the store. Closing twice does nothing."""
+        """Writes what is queued and closes the store. Closing twice does nothing, and so does closing it in a fork."""
+        if self._writer.forked:
+            return
         self._writer.close()
         if self._finder is not None:
             self._finder.close()
@@ -225,7 +228,7 @@ class Store:
         """
         key = Key(question, rater, repeat)
         if self._finder is None:
-            return self._backend.read(lambda connection: ledger.find(connection, key, retry_failed))
+            return self.backend.read(lambda connection: ledger.find(connection, key, retry_failed))
         found: Reply | Failure | None = await self._finder.submit((key, retry_failed))
         return found
 
@@ -356,7 +359,7 @@ class Store:
         def read(connection: sa.Connection) -> Costs:
             return _costs(connection.execute(_COSTS, of_run).all(), connection.execute(_RUN, of_run).first())
 
-        return self._backend.read(read)
+        return self.backend.read(read)
 
     def spent(self, run: str) -> float:
         """Dollars that count against a ceiling of `run`: what its attempts were charged with and what its claims reserve.
@@ -364,7 +367,7 @@ class Store:
         Raises:
             StoreError: if the store cannot be read.
         """
-        row = self._backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
+        row = self.backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
         return 0.0 if row is None else (row.charged + row.reserved) * _NANO
 
     async def balance(self, run: str) -> tuple[float, float]:
@@ -375,7 +378,7 @@ class Store:
         """
 
         def read() -> tuple[float, float]:
-            row = self._backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
+            row = self.backend.read(lambda connection: connection.execute(_RUN, {"of_run": run}).first())
             return (0.0, 0.0) if row is None else (row.charged * _NANO, row.reserved * _NANO)
 
         return await asyncio.to_thread(read) if self._backend.remote else read()
@@ -394,7 +397,7 @@ class Store:
             rows = connection.execute(_RUNS).all()
             return [RunInfo(row.run, row.name, row.first_seen, row.last_seen, _costs(attempts.get(row.run, ()), row)) for row in rows]
 
-        return self._backend.read(read)
+        return self.backend.read(read)
 
     # --- batches ---
 
@@ -440,6 +443,15 @@ class Store:
             raise ValueError(f"a batch that is {state} has not ended")
         self._writer.wait_for(ledger.Execute([(_ENDED, [{"of_batch": batch, "to_state": state}])]))
 
+    def batch_state(self, batch: str) -> str | None:
+        """How a batch stands: "intended", "submitted", or how it ended; None if there is none of that name.
+
+        Raises:
+            StoreError: if the store cannot be read.
+        """
+        state: str | None = self.backend.read(lambda connection: connection.execute(_STATE, {"of_batch": batch}).scalar_one_or_none())
+        return state
+
     def open_batches(self, *, run: str | None = None, rater: str | None = None) -> list[BatchRow]:
         """Batches that are not known to have ended, oldest first: all, those of a run, or those of a rater (`Rater.key`).
 
@@ -452,7 +464,7 @@ class Store:
             wanted = [row for row in rows if run in (None, row.run) and rater in (None, row.rater)]
             return [_batch_row(row, connection.execute(_ITEMS, {"of_batch": row.batch}).all()) for row in wanted]
 
-        return self._backend.read(read)
+        return self.backend.read(read)
 
     def batch_requests(self, batch: str) -> dict[str, tuple[dict[str, Any], int]]:
         """What was asked in a batch: id -> (`Request.to_record`, repeat).
@@ -460,14 +472,15 @@ class Store:
         Raises:
             StoreError: if the store cannot be read.
         """
-        rows = self._backend.read(lambda connection: connection.execute(_ASKED, {"of_batch": batch}).all())
+        rows = self.backend.read(lambda connection: connection.execute(_ASKED, {"of_batch": batch}).all())
         return {row.item: (json.loads(ledger.from_bytes(row.record)), row.repeat) for row in rows}
 
     # --- access ---
 
     @property
     def backend(self) -> Backend:
-        """The database itself, for what looks at the whole store (`guerdon.asking.archive`)."""
+        """The database itself, for what looks at the whole store (`guerdon.asking.archive`). Raises StoreError in a fork."""
+        self._writer.refuse_if_forked()
         return self._backend
 
     def _write_wave(self, operations: Sequence[ledger.Operation]) -> list[Any]:
@@ -480,7 +493,7 @@ class Store:
         return self._backend.write(work)
 
     def _find_wave(self, questions: Sequence[tuple[Key, bool]]) -> list[Any]:
-        return self._backend.read(lambda connection: ledger.find_together(connection, self._backend.statements, questions))
+        return self.backend.read(lambda connection: ledger.find_together(connection, self._backend.statements, questions))
 
 
 def _record_of(request: Request) -> bytes:

@@ -143,7 +143,9 @@ def _adjusted(sections: Mapping[str, type], path: str | None, command: str) -> d
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or type(error).__name__}", where=str(path)) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot be read as YAML ({type(error).__name__})", where=str(path)) from error
     if content is None:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,8 +34,18 @@ def main(arguments: Sequence[str]) -> int:
         print(labelled.stopped)
     elif not labelled.complete:
         print(f"coverage {labelled.labels.coverage:.1%} is below --min-coverage {config.min_coverage:.1%}")
-        print("The same command asks again what failed in passing; with --retry-failed also what was refused.")
+        print(_what_next({str(state).partition(":")[0] for state in labelled.results["states"]}))
     return 0 if labelled.complete else 1
+
+
+def _what_next(states: Collection[str]) -> str:
+    """What can be done about windows without a label."""
+    cures = {
+        "failed": "The same command asks again what failed in passing.",
+        "refused": "With --retry-failed it also asks again what was refused.",
+        "unreadable": "Answers that cannot be read stay so: change the prompt, the pictures or the rater.",
+    }
+    return " ".join(cure for state, cure in cures.items() if state in states) or "Choose more windows."
 
 
 def _tell(labelled: label.Labelled) -> None:

@@ -1,11 +1,17 @@
 """Correct labels by hand, take corrections back, list them.
 
-    guerdon labels set RUN NAME --episode E --step T --value V    what is right, for one transition or, with --stop, several
-    guerdon labels import RUN NAME FILE.csv                       the same from a table (episode, step, value; stop, annotation, note)
-    guerdon labels unset RUN NAME --episode E --step T            the rater's label counts again
-    guerdon labels list RUN NAME                                  what was set by hand, and what the rater had said
+    guerdon labels set RUN NAME --episode E --step T --value V
+        what is right, for one transition or, with --stop, several
+    guerdon labels import RUN NAME FILE.csv
+        the same from a table: episode, step, value; stop, annotation, note
+    guerdon labels unset RUN NAME --episode E --step T
+        the rater's label counts again
+    guerdon labels list RUN NAME
+        what was set by hand, and what the rater had said
 
-Corrections are kept apart and survive labelling again. Rewards made from the labels before are stale then: compose them again.
+RUN is a run folder, NAME a label set in it, e.g. rg_vlm. Corrections are kept
+apart and survive labelling again. Rewards made from the labels before are stale
+then: compose them again.
 """
 
 from __future__ import annotations

@@ -1,12 +1,17 @@
 """Look into the reply store, check it, hand on what a run used.
 
-    guerdon store list                  runs, raters, and what they cost
-    guerdon store costs [RUN]           costs by rater and purpose (first turn, second turn, repair)
-    guerdon store verify                is everything what its key says? One line a fault; exit status 1 if there is any
-    guerdon store export RUN FILE       all that a run asked or found, in one file; `--vlm replay:FILE` serves it
-    guerdon store import FILE           adds such a file to the store; never changes what is there
+    guerdon store list             runs, raters, and what they cost
+    guerdon store costs [RUN]      costs by rater and purpose (first turn,
+                                   second turn, repair)
+    guerdon store verify           is everything what its key says? One line a
+                                   fault; exit status 1 if there is any
+    guerdon store export RUN FILE  all that a run asked or found, in one file;
+                                   `--vlm replay:FILE` serves it
+    guerdon store import FILE      adds such a file to the store; never changes
+                                   what is there
 
-RUN is a run folder, or a name or id that `list` shows. Every action takes --store FILE or --store postgresql://user@host/database.
+RUN is a run folder, or a name or id that `list` shows. Every action takes
+--store FILE or --store postgresql://user@host/database.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ def _list(config: store.Config) -> int:
     if failed:
         _show.table(("run", "failed attempts by cause", "number"), failed)
     _show.table(("rater", "attempts", "answers"), [(rater.name, rater.attempts, rater.answers) for rater in found.raters])
+    print(f"store: {found.name}")
     print(f"{found.requests:,} requests, {found.attempts:,} attempts, {found.answers:,} answers, {found.size / 1e6:,.1f} MB")
     return 0
 

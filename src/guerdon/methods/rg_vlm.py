@@ -39,6 +39,8 @@ from guerdon.records import (
 )
 
 LOW, HIGH = 0, 10
+LARGEST_TILE = 2000
+"""Pixels. Nine frames of that size make a picture of 100 MB in memory, larger than any vendor takes."""
 _SECTIONS = ("system", "analyse", "score", "repair")
 _FIELDS = frozenset({"instruction", "actions", "count", "frames", "last", "last_action", "note", "error"})
 _REFUSALS: frozenset[Cause] = frozenset({"blocked", "refusal"})
@@ -111,6 +113,10 @@ class RgVlm(Method):
         """What a rater should know to read the pictures, e.g. which thing is the agent; the dataset's own words if not given."""
         tile: int = 300
         """Target size in pixels of each frame's longer side in the picture sent; small frames are enlarged by a whole factor."""
+
+        def __post_init__(self) -> None:
+            if not 1 <= self.tile <= LARGEST_TILE:
+                raise UsageError(f"tile is a number of pixels from 1 to {LARGEST_TILE:,}, got {self.tile}")
 
     def __init__(self, config: Config | None = None, *, score_rater: int = 0) -> None:
         """`score_rater`: index of the rater asked in the second turn (0: the same one as in the first)."""

@@ -22,7 +22,7 @@ from pydantic_ai.exceptions import UserError
 from pydantic_ai.models.batch import BatchRequest, BatchResult, EncodedBatchRequest
 
 from guerdon import pricing
-from guerdon.errors import ProviderError, WriteFailed
+from guerdon.errors import ProviderError, ResultsGone, WriteFailed
 from guerdon.interfaces import BatchDraft, Batches, BatchStatus
 from guerdon.providers._settings import short_code, told_cause
 from guerdon.records import Failure, Quote, Reply, Request, Usage
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 _MARKER = "guerdon"
 """Key of a batch's name in OpenAI's metadata."""
-_CLOCK_SKEW = 3600.0
-"""Seconds by which a vendor's clock may differ from ours."""
+_CLOCK_SKEW = 30 * 3600.0
+"""Seconds by which a vendor's clock may differ from ours: also where somebody has set the clock to another time zone's."""
 _NOT_RUN = Usage(0, 0, 0.0)
 """What a request cost that the vendor says it has not run."""
 EXPIRED = Failure("timeout", final=False, code="batch_expired", usage=_NOT_RUN)
@@ -167,6 +167,8 @@ class _ChatBatches(Batches):
         except Exception as error:
             trouble = self._failure(error)
             status = f", HTTP {trouble.status}" if trouble.status else ""
+            if trouble.status in (404, 410):
+                raise ResultsGone(f"{what} ({trouble.cause}{status})", where=self._where) from None
             cure = "It is still there: run the same command again in a while."
             raise ProviderError(f"{what} ({trouble.cause}{status})", where=self._where, cure=cure) from None
 

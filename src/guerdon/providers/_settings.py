@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 from guerdon.errors import UsageError
 from guerdon.records import Cause, Picture, PictureFormat
 
+MAX_OUTPUT_TOKENS = 8192
+"""Most tokens of one answer, unless the user says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
@@ -30,14 +33,14 @@ class ChatConfig:
     """
 
     temperature: float = 0.0
-    """Randomness of the answers; 0 for as little as the model allows. Left out for models that refuse it."""
-    max_output_tokens: int = 8192
-    """Longest answer, thinking included; a longer one is cut off and counts as failed (truncated)."""
+    """Randomness of the answers, 0 to 2; at 0 as little as the model allows. Left out for models that refuse it."""
+    max_output_tokens: int = MAX_OUTPUT_TOKENS
+    """Most tokens of one answer, thinking included; a longer one is cut off and counts as failed (truncated)."""
     timeout: float = 120.0
     """Seconds after which a request is given up."""
     picture_form: Literal["png", "jpeg"] = "png"
     """How pictures travel: unchanged (png), or smaller and a little blurred (jpeg)."""
-    jpeg_quality: int = 90
+    jpeg_quality: int = PictureFormat.quality
     """Quality of JPEG pictures, 1 to 100."""
     seed: int | None = None
     """Seed of the vendor's sampling, for vendors that take one; independent answers to one question count up from it."""

@@ -73,12 +73,13 @@ class Hf(Provider):
         """Data type of the weights; with "auto" the one they were published in."""
         batch_size: int = 8
         """Most requests that go through the model together; halved as often as memory demands."""
-        max_output_tokens: int = 1024
-        """Longest answer; a longer one is cut off and counts as failed (truncated)."""
+        max_output_tokens: int = 2048
+        """Most tokens of one answer, thinking included; a longer one is cut off and counts as failed (truncated). A quarter of what vendors
+        are allowed by default: here every token of a model that rambles takes this machine's time."""
         temperature: float = 0.0
-        """Randomness of the answers; at 0 the likeliest token is taken every time."""
+        """Randomness of the answers, 0 to 2; at 0 the likeliest token is taken every time."""
         seed: int = 0
-        """Seed of the randomness."""
+        """Seed of the randomness; independent answers to one question get random numbers of their own."""
         download: bool = False
         """Fetch the model from the Hugging Face hub if it is not on this machine."""
 

@@ -76,7 +76,7 @@ class OpenaiCompatible(Provider):
             AuthenticationRefused: if the key cannot be sent in a header.
         """
         self.config = config or self.Config()
-        model, url = _model_and_url(name)
+        model, url = model_and_url(name)
         self.remote = remote_host(url, url)
         self.rater = Rater(
             provider=NAME,
@@ -125,7 +125,9 @@ class OpenaiCompatible(Provider):
         except TimeoutError as error:
             return Failure("timeout", final=False, code=type(error).__name__, seconds=time.perf_counter() - began)
         except (aiohttp.ClientError, OSError, UnicodeError) as error:  # the last of a host's name that cannot be looked up
-            return Failure("network", final=False, code=type(error).__name__, seconds=time.perf_counter() - began)
+            # Without a connection nothing was sent, so it counts for nothing under a ceiling; any other end leaves that open.
+            usage = Usage(dollars=0.0) if isinstance(error, aiohttp.ClientConnectorError) else Usage()
+            return Failure("network", final=False, code=type(error).__name__, usage=usage, seconds=time.perf_counter() - began)
         answer = replace(answer, seconds=time.perf_counter() - began)
         if answer.status < 300:
             return self._outcome(answer, structured=structured, native=native)
@@ -239,8 +241,8 @@ class OpenaiCompatible(Provider):
 # --- name ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _model_and_url(text: str) -> tuple[str, str]:
-    """Model and URL of MODEL@URL; the URL without a final slash, and without the path that is added to it."""
+def model_and_url(text: str) -> tuple[str, str]:
+    """Model and URL of MODEL@URL; the URL without a final slash, and without the path that is added to it. Raises UsageError."""
     named = re.fullmatch(r"(.+?)@(https?://\S+)", text)
     parts = _url_parts(named.group(2)) if named else None
     if named is None or parts is None:

@@ -113,6 +113,9 @@ class Config(DataOptions):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} is a number above 0, got {value}")
+        changed = [flag for flag, given in self._only_with_batch().items() if given]
+        if changed and not self.batch:
+            raise UsageError(f"{changed[0]} says something of batches only", cure="Add --batch, or leave it out.")
         if len(self.price) not in (0, 1, len(self.vlm)):
             raise UsageError(f"{len(self.price)} prices are given for {len(self.vlm)} raters", cure="Give --price once for each --vlm.")
         if self.name and not (self.name.isascii() and self.name.isidentifier()):
@@ -121,6 +124,10 @@ class Config(DataOptions):
             raise UsageError(f"'{self.name}' means something else in reward expressions", cure="Choose another --name.")
         if not self.vlm:
             raise UsageError("no rater was named", cure="For example: --vlm scripted")
+
+    def _only_with_batch(self) -> dict[str, bool]:
+        """Flags that mean nothing without --batch, and whether they are given: who forgets it would pay the full price."""
+        return {"--no-wait": not self.wait, "--batch-size": self.batch_size is not None, "--retry-lost": self.retry_lost}
 
     @property
     def label_set(self) -> str:
@@ -355,7 +362,7 @@ class _Asker:
             counts = watch.latest
         labels: list[Label] = []
         if sum(map(len, answers.values())) < total * config.repeats:
-            stopped = stopped or "batches are under way; the same command collects them"
+            stopped = stopped or _under_way(counts)
             labels += self._skipped(answers)
         while answers:  # a large dataset's labels are not to lie in memory twice
             labels += vote(answers.popitem()[1], self._method.vote, scale=self._method.scale)
@@ -364,7 +371,7 @@ class _Asker:
     def _note(self) -> str:
         """What is planned, in words."""
         dollars = self._expected.batch_dollars if self._config.batch else self._expected.dollars
-        price = "at an unknown price" if dollars is None else f"about {money(dollars)}" if dollars else "free"
+        price = "at an unknown price" if dollars is None else f"about {money(dollars)}"
         ceiling = "" if self._config.max_cost is None else f"; never more than {money(self._config.max_cost)}"
         return f"planned: {self._expected.requests:,} requests, {price}{ceiling}"
 
@@ -411,6 +418,13 @@ def _as_progress(state: BatchProgress) -> AskingProgress:
         output_tokens=state.output_tokens, dollars=state.dollars, price_unknown=state.price_unknown, in_flight=state.pending,
         waiting=state.waiting,
     )  # fmt: skip
+
+
+def _under_way(state: AskingProgress) -> str:
+    """Why batches have not ended."""
+    if state.in_flight:
+        return f"{state.in_flight:,} requests lie with the vendor; the same command collects the answers"
+    return "nothing lies with the vendor: it cannot be reached, or another process is at work. The same command goes on from here"
 
 
 def _printable(path: Path) -> str:

@@ -215,8 +215,9 @@ def read_corrections(path: Path) -> list[tuple[int, Correction]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        cure = "Save it as CSV in UTF-8." if isinstance(error, UnicodeDecodeError) else ""
-        raise UsageError(f"cannot be read ({type(error).__name__})", where=str(path), cure=cure) from error
+        if isinstance(error, UnicodeDecodeError):
+            raise UsageError("is not in UTF-8", where=str(path), cure="Save it as CSV in UTF-8.") from error
+        raise UsageError(f"cannot be read: {error.strerror or type(error).__name__}", where=str(path)) from error
     return parse_corrections(text, str(path))
 
 

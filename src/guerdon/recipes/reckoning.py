@@ -158,11 +158,9 @@ def read_rater(
     provider, _, model = spec.partition(":")
     file = raters.provider_of(spec)
     if provider == _COMPATIBLE:
-        model, _, url = model.rpartition("@")
-        if not model or not url:
-            raise UsageError(
-                f"write {_COMPATIBLE}:MODEL@URL", where=spec, cure=f"For example {_COMPATIBLE}:qwen2-vl@http://localhost:8000/v1"
-            )
+        from guerdon.providers.openai_compatible import model_and_url
+
+        model, url = model_and_url(model)
         if price is None and not remote_host(url, url):
             price = Price(0.0, 0.0)
     elif file == "chat":

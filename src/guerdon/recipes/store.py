@@ -41,8 +41,8 @@ class ExportConfig(Config):
     """What is handed on."""
 
     run: Positional[str]
-    """A run folder, or the name or id of a run as `guerdon store list` shows it. Only of a run folder can everything be found that the run
-    took from the store without asking."""
+    """A run folder, or the name or id of a run as `guerdon store list` shows it.
+    Only for a run folder all is found that the run took from the store without asking."""
     file: Positional[Path]
     """The bundle to write, e.g. results.guerdon."""
     names: bool = False

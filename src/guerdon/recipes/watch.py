@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor, log10
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from guerdon.asking.scheduler import Progress
 from guerdon.errors import GuerdonError, WriteFailed
@@ -93,6 +93,8 @@ _WAITING = {
     "vendor": "the vendor's queue",
     "others": "another process",
 }
+_LONG = frozenset({"server", "vendor", "others", "stopping"})
+"""What may be waited for so long that a person should know at once."""
 
 
 def dollars_text(moment: Moment) -> str:
@@ -100,8 +102,6 @@ def dollars_text(moment: Moment) -> str:
     state, projected = moment.state, moment.projected_dollars
     if state.price_unknown and not state.dollars:
         return "no price known"
-    if not state.price_unknown and not projected:
-        return "free"
     spent = f"{money(state.dollars)}" + ("+" if state.price_unknown else "")
     return spent if projected is None or not moment.left else f"{spent} of about {money(projected)}"
 
@@ -200,14 +200,15 @@ def _log_writer(path: Path | None) -> Iterator[Callable[[str, Mapping[str, Any]]
         return
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file: IO[str] = path.open("a", encoding="utf-8")
+        file = path.open("ab", buffering=0)  # what a buffer still held would fail a second time, when the file is closed
     with file:
 
         def write(event: str, content: Mapping[str, Any]) -> None:
             record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **content}
             with _explained(path):
-                file.write(json.dumps(record) + "\n")
-                file.flush()
+                line = memoryview(json.dumps(record).encode() + b"\n")
+                while line:
+                    line = line[file.write(line) :]
 
         yield write
 
@@ -217,7 +218,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"the log cannot be written ({type(error).__name__})"
+        what = f"the log cannot be written: {error.strerror or type(error).__name__}"
         raise WriteFailed(what, where=str(path), cure="Free some space, or choose another file.") from error
 
 
@@ -260,14 +261,16 @@ def _bar(description: str, total: int) -> Iterator[Callable[[Moment], None]]:
 def _lines(description: str) -> Callable[[Moment], None]:
     last = time.monotonic()
     shown = -1
+    waiting = ""
 
     def show(moment: Moment) -> None:
-        nonlocal last, shown
+        nonlocal last, shown, waiting
         now = time.monotonic()
         done = moment.state.done
-        if done == shown or (moment.left and now - last < _SECONDS_BETWEEN_LINES):
+        waits_long = moment.state.waiting in _LONG and moment.state.waiting != waiting
+        if not waits_long and (done == shown or (moment.left and now - last < _SECONDS_BETWEEN_LINES)):
             return
-        last, shown = now, done
+        last, shown, waiting = now, done, moment.state.waiting or waiting
         print(f"{description}: {done} of {moment.total} ({duration(moment.elapsed)}) {moment.text}", file=sys.stderr, flush=True)
 
     return show
