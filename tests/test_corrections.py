@@ -299,7 +299,7 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path, content: bytes) -> N
         recipe.read_corrections(tmp_path / "c.csv")
     with pytest.raises(UsageError, match="No such file or directory"):
         recipe.read_corrections(tmp_path / "absent.csv")
-    with pytest.raises(UsageError, match="IsADirectoryError"):
+    with pytest.raises(UsageError, match="Is a directory"):
         recipe.read_corrections(tmp_path)
 
 

@@ -261,6 +261,9 @@ def test_batches_are_handed_in_and_collected_by_the_same_command(
         words += ["--quiet", "--yes", "--batch", "--no-wait", "--window", "4"]
         server.switches.polls = 3
         statuses = [main(words)]  # hands in the first turns
+        assert main([word for word in words if word not in ("--batch", "--no-wait")]) == 1  # without --batch: they are not asked twice
+        assert "lies in a batch" in capsys.readouterr().out
+        assert server.live == 0
         while statuses[-1] and len(statuses) < 10:  # collects them, hands in the second turns, collects those
             statuses.append(main(words))
         assert len(statuses) > 2

@@ -357,7 +357,7 @@ class _Asker:
             conversations = self._queued(windows, watch) if config.batch else self._live(windows, watch, repeats=config.repeats)
             try:
                 self._run_through(conversations, keep)
-            except CeilingReached as reached:
+            except (CeilingReached, InBatches) as reached:
                 stopped = f"{reached.what}. {reached.cure}"
             counts = watch.latest
         labels: list[Label] = []
