@@ -539,14 +539,16 @@ async def test_claims_that_cannot_be_renewed_stop_the_run(store: Store, monkeypa
 
 
 async def test_cancelling_saves_what_is_in_flight(store: Store) -> None:
-    provider = Fake(delay=0.05)
-    task = asyncio.create_task(collect(ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=5)))
+    provider, events = Fake(delay=0.05), list[Progress]()
+    asking = ask(map(sample, range(100)), TwoTurns(), [provider], store, run="a", concurrency=5, on_event=events.append)
+    task = asyncio.create_task(collect(asking))
     while provider.in_flight < 5:
         await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert store.costs("a").requests == len(provider.asked) == 5
+    assert next(event.in_flight for event in events if event.waiting == "stopping") == 5  # who waits is told for what
 
 
 async def test_cancelling_twice_does_not_wait(store: Store) -> None:
