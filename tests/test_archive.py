@@ -180,6 +180,7 @@ ONE = "(SELECT question FROM request ORDER BY question LIMIT 1)"
         (f"DELETE FROM request WHERE question = {ONE}", "attempt (s256:", "its request is not there"),
         ("UPDATE answer SET repeat = 5 WHERE repeat = 1", "answer (s256:", "no attempt got it"),
         ("UPDATE answer SET body = x'ff' WHERE repeat = 1", "answer (s256:", "its body is no text"),
+        ("UPDATE answer SET body = CAST('other' AS BLOB) WHERE repeat = 1", "answer (s256:", "its body is not the one that came"),
         ("UPDATE attempt SET charged = charged + 1 WHERE run = 'run-b'", "run run-b", "charged 750000000 and reserved 0 nano-dollars"),
         ("UPDATE run SET reserved = 0 WHERE run = 'run-a'", "run run-a", "1625000000 and 62500000 by its attempts and claims"),
         ("DELETE FROM run WHERE run = 'run-b'", "run run-b", "charged 0"),

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from guerdon.asking import _tables as tables
 from guerdon.asking._owners import is_gone, is_there
-from guerdon.records import Cause, Failure, Reply, Usage
+from guerdon.records import Cause, Failure, Reply, Usage, digest
 
 ACCOUNT_CAUSES: frozenset[Cause] = frozenset({"authentication", "quota"})
 """Causes that lie with the account, not with the question: never remembered as the final fate of a question."""
@@ -125,7 +125,14 @@ def attempt_columns(outcome: Reply | Failure) -> dict[str, Any]:
 
 def answer_columns(reply: Reply) -> dict[str, Any]:
     """The columns of an answer, without its key."""
-    return {"body": to_bytes(reply.text), "model": to_text(reply.model), "seconds": reply.seconds, **_usage_columns(reply.usage)}
+    body = to_bytes(reply.text)
+    columns = {"body": body, "model": to_text(reply.model), "seconds": reply.seconds, "digest": body_digest(body)}
+    return {**columns, **_usage_columns(reply.usage)}
+
+
+def body_digest(body: bytes) -> str:
+    """What tells whether a reply is still the one that came."""
+    return digest("guerdon answer 1", bytes(body))
 
 
 def _outcome(row: Any) -> Reply | Failure:

@@ -62,6 +62,7 @@ answer = sa.Table(
     sa.Column("dollars", sa.Float),
     sa.Column("thinking_tokens", _WHOLE),
     sa.Column("cached_tokens", _WHOLE),
+    sa.Column("digest", sa.Text),
 )
 claim = sa.Table(
     "claim",
@@ -134,6 +135,7 @@ MIGRATIONS: tuple[str, ...] = (
     UPDATE attempt SET charged = CAST(dollars * 1e9 + 0.999 AS INTEGER) WHERE dollars > 0 AND dollars < 1e9;
     ALTER TABLE answer ADD COLUMN thinking_tokens INTEGER;
     ALTER TABLE answer ADD COLUMN cached_tokens INTEGER;
+    ALTER TABLE answer ADD COLUMN digest TEXT;
     ALTER TABLE claim RENAME TO claim_of_format_1;
     CREATE TABLE claim (
         question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
@@ -195,6 +197,7 @@ POSTGRESQL_MIGRATIONS: tuple[str, ...] = (
         question TEXT NOT NULL, rater TEXT NOT NULL, repeat INTEGER NOT NULL,
         body BYTEA NOT NULL, model TEXT NOT NULL, seconds FLOAT NOT NULL,
         input_tokens BIGINT, output_tokens BIGINT, dollars FLOAT, thinking_tokens BIGINT, cached_tokens BIGINT,
+        digest TEXT,
         PRIMARY KEY (question, rater, repeat)
     );
     CREATE TABLE claim (

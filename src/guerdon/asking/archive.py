@@ -178,8 +178,9 @@ class _Sums:
 
 
 def verify(store: Store) -> list[Fault]:
-    """Everything in `store` that contradicts itself: a request or a rater that is not what its key says, an answer without its request,
-    rater or attempt, sums of runs that are not the sums over their attempts, and damage that SQLite finds in its file.
+    """Everything in `store` that contradicts itself: a request or a rater that is not what its key says, an answer that is not the one that
+    came, or without its request, rater or attempt, sums of runs that are not the sums over their attempts, and damage that SQLite finds in
+    its file.
 
     Raises:
         StoreError: if the store cannot be read at all.
@@ -259,11 +260,14 @@ def _loose_ends(connection: sa.Connection) -> Iterator[Fault]:
     replied = _keys(attempt).where(attempt.c.outcome == "reply")
     for row in connection.execute(sa.except_(_keys(answer), replied)):  # there is no index to look attempts up by key
         yield Fault(f"answer {_shown(row)}", "no attempt got it")
-    for row in _rows(connection, _keys(answer).add_columns(answer.c.body)):
+    for row in _rows(connection, _keys(answer).add_columns(answer.c.body, answer.c.digest)):
         try:
             ledger.from_bytes(row.body)
         except UnicodeDecodeError:
             yield Fault(f"answer {_shown(row)}", "its body is no text")
+            continue
+        if row.digest not in (None, ledger.body_digest(row.body)):  # stores of the first format keep none
+            yield Fault(f"answer {_shown(row)}", "its body is not the one that came")
 
 
 def _wrong_sums(connection: sa.Connection) -> Iterator[Fault]:
@@ -385,7 +389,9 @@ def import_bundle(store: Store, path: Path) -> Imported:
         requests=_add_missing(store, tables.request, ("question",), rows["request"]),
         raters=_add_missing(store, tables.rater, ("rater",), rows["rater"]),
         attempts=_add_attempts(store, rows["attempt"], {row["run"]: row for row in rows["run"]}),
-        answers=_add_missing(store, tables.answer, tables.KEY_COLUMNS, rows["answer"]),
+        answers=_add_missing(
+            store, tables.answer, tables.KEY_COLUMNS, [{**row, "digest": ledger.body_digest(row["body"])} for row in rows["answer"]]
+        ),
     )
     return Imported(_counted(rows), new, _differing(store, rows["answer"]))
 
