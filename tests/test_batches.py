@@ -19,8 +19,9 @@ import pytest
 
 from guerdon.asking import batches
 from guerdon.asking import store as store_module
-from guerdon.asking.batches import Progress, ask_in_batches
+from guerdon.asking.batches import ask_in_batches
 from guerdon.asking.loop import run_sync
+from guerdon.asking.progress import Progress
 from guerdon.asking.scheduler import InBatches, ask
 from guerdon.asking.store import Key, Store
 from guerdon.errors import CeilingReached, ProviderError, QuotaExhausted, RaterUnreachable, UsageError
@@ -206,9 +207,9 @@ def test_labels_are_those_of_live_requests(vendor: tuple[BatchServer, Chat], tmp
     assert (spent.requests, spent.answered, spent.reserved) == (2 * WINDOWS, 2 * WINDOWS, 0)
     assert not any(PLANTED_KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
     last = seen[-1]
-    assert (last.done, last.asked, last.found, last.pending, last.batches) == (WINDOWS, 2 * WINDOWS, 0, 0, 0)
+    assert (last.done, last.asked, last.found, last.in_flight, last.batches) == (WINDOWS, 2 * WINDOWS, 0, 0, 0)
     assert last.dollars == pytest.approx(spent.dollars)
-    assert max(progress.pending for progress in seen) == WINDOWS
+    assert max(progress.in_flight for progress in seen) == WINDOWS
     again = through_batches(chat, tmp_path / "batch.sqlite", on_event=seen.append)
     assert values(again) == expected
     assert server.creations == 2
@@ -355,7 +356,7 @@ def test_without_waiting_the_same_call_goes_on_tomorrow(vendor: tuple[BatchServe
         calls.append(len(through_batches(chat, tmp_path / "s.sqlite", wait=False, on_event=seen.append)))
         if calls[-1]:
             break
-        assert seen[-1].pending == WINDOWS
+        assert seen[-1].in_flight == WINDOWS
     assert calls[-1] == WINDOWS
     assert len(calls) > 3
     assert server.creations == 2

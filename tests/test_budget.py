@@ -15,7 +15,8 @@ import pytest
 
 from guerdon.asking import scheduler
 from guerdon.asking.limits import Limits
-from guerdon.asking.scheduler import Progress, ask
+from guerdon.asking.progress import Progress
+from guerdon.asking.scheduler import ask
 from guerdon.asking.store import Claim, Key, Store
 from guerdon.errors import CeilingReached, UsageError
 from guerdon.records import Failure, Quote, Reply, Request, Transcript, Usage

@@ -24,7 +24,8 @@ from guerdon.answers import Scores, Text
 from guerdon.asking import scheduler
 from guerdon.asking.limits import Limits
 from guerdon.asking.loop import Terminated, run_sync
-from guerdon.asking.scheduler import InBatches, Progress, ask
+from guerdon.asking.progress import Progress
+from guerdon.asking.scheduler import InBatches, ask
 from guerdon.asking.store import Claim, Key, Store
 from guerdon.errors import AuthenticationRefused, ProviderError, QuotaExhausted, RaterUnreachable, UsageError, WriteFailed
 from guerdon.interfaces import Method, Provider

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guerdon.asking.scheduler import Progress
+from guerdon.asking.progress import Progress
 from guerdon.errors import UsageError, WriteFailed
 from guerdon.recipes import watch as module
 from guerdon.recipes.watch import Moment, duration, money, watching

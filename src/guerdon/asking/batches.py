@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from guerdon.asking._ledger import BATCH
+from guerdon.asking.progress import Progress
 from guerdon.asking.store import ACCOUNT_CAUSES, BatchRow, Claim, Key, Store
 from guerdon.errors import (
     AuthenticationRefused,
@@ -57,35 +58,6 @@ _TROUBLES = 10
 """How often in a row a vendor may fail to say how a batch stands, or to take one."""
 
 Sleep = Callable[[float], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run through batches stands. Counts are of this call of `ask_in_batches`."""
-
-    conversations: int = 0
-    done: int = 0
-    """Conversations that have ended, failed ones included."""
-    asked: int = 0
-    """Requests handed over to a vendor, every attempt counted."""
-    found: int = 0
-    """Requests of ended conversations whose answer lay in the store."""
-    pending: int = 0
-    """Requests that lie with a vendor now."""
-    batches: int = 0
-    """Batches that lie with a vendor now."""
-    finished: int = 0
-    """Those of the pending requests that are finished, as far as the vendor says so."""
-    failures: Mapping[Cause, int] = field(default_factory=dict)
-    """Attempts that failed, by cause."""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    dollars: float = 0.0
-    """Sum of the known prices of what was collected."""
-    price_unknown: int = 0
-    """Replies whose price is not known."""
-    waiting: str = ""
-    """What is waited for: "" (nothing), "vendor", "money", "others"."""
 
 
 async def ask_in_batches(
@@ -125,7 +97,7 @@ async def ask_in_batches(
         ceiling: US dollars that the run may spend; None for no limit.
         poll: seconds between two looks at the vendors.
         largest: the most requests in one batch; `LARGEST` if not given, and never more than the vendor takes.
-        wait: False to do what can be done now and return; batches may then be pending (`Progress.pending`).
+        wait: False to do what can be done now and return; batches may then be pending (`Progress.in_flight`).
         settling: seconds after which a process without a sign of life is taken for dead, and a vendor lists every batch that arrived.
         on_event: called with the state of the run whenever it changes.
         sleep: waits between two looks; tests pass one that does not wait.
@@ -661,8 +633,7 @@ class _BatchAsker:
         waiting = "vendor" if self._pending else "money" if self._dearest else "others" if self._waiting and not self._orders else ""
         self._on_event(
             Progress(
-                conversations=len(self._samples),
-                pending=sum(len(row.items) for row in self._pending.values()),
+                in_flight=sum(len(row.items) for row in self._pending.values()),
                 batches=len(self._pending),
                 finished=sum(self._finished.values()),
                 failures=dict(self._failures),

@@ -28,6 +28,7 @@ from guerdon import seeding
 from guerdon.asking._ledger import UNBILLED
 from guerdon.asking._owners import new_owner
 from guerdon.asking.limits import FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER, Gate, Limits, Pace, Pass, Sleep
+from guerdon.asking.progress import Progress
 from guerdon.asking.store import ACCOUNT_CAUSES, Claim, Key, Store
 from guerdon.errors import AuthenticationRefused, CeilingReached, GuerdonError, ProviderError, QuotaExhausted, UsageError
 from guerdon.interfaces import Method, Provider
@@ -39,41 +40,6 @@ OTHERS_MONEY = 60.0
 """Seconds for which a run waits at its ceiling while another process holds reservations and nothing changes."""
 _POLL_FIRST, _POLL_LONGEST = 0.02, 1.0
 _MOST_HOPES = 10  # rounds in a row in which a request ought to fit and nobody gets anything: other processes are quicker
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for progress bars. Counts and sums are of this call of `ask`."""
-
-    done: int = 0
-    """Conversations that have ended, failed ones included."""
-    asked: int = 0
-    """Requests sent, every attempt counted."""
-    found: int = 0
-    """Requests whose answer lay in the store."""
-    failures: Mapping[Cause, int] = field(default_factory=dict)
-    """Attempts sent that failed, by cause."""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    """Includes thinking tokens."""
-    thinking_tokens: int = 0
-    cached_tokens: int = 0
-    """Those of the input tokens that vendors read from their caches."""
-    dollars: float = 0.0
-    """Sum of the known prices of what was sent."""
-    price_unknown: int = 0
-    """Replies whose price is not known."""
-    charged: float = 0.0
-    """Dollars that count against a ceiling: known prices, and where the price is unknown the most that it can have been."""
-    reserved: float = 0.0
-    """Dollars reserved for the requests in flight."""
-    in_flight: int = 0
-    """Requests sent whose outcome is not written down yet."""
-    allowed: int = 0
-    """Requests that may be in flight now, of the rater that may have the fewest."""
-    waiting: str = ""
-    """What the next request waits for: "limit" (per minute), "retry-after" (the rater asked for a pause), "server" (it does not answer),
-    "money" (reserved by others in flight), or "" for nothing of that kind; "stopping" when only they are still awaited."""
 
 
 class InBatches(UsageError):

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from guerdon import discover, samples
 from guerdon.cli import _show
-from guerdon.cli._parse import all_chosen, chosen, parse
-from guerdon.recipes import label, raters
+from guerdon.cli._asking import settings
+from guerdon.recipes import label
 from guerdon.recipes.watch import duration, money
 
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon label DATASET --method METHOD --vlm RATER --run RUN`. The exit status is 1 if coverage stays below --min-coverage."""
-    method = chosen("method", arguments, label.Config.method)
-    specs = all_chosen("vlm", arguments, label.Config.vlm)
-    providers = dict.fromkeys(raters.provider_of(spec) for spec in specs)
-    sections = {"_settings": label.Config, "_sampling": samples.Config}
-    things = {"_method": discover.load("methods", method)} | {name: discover.load("providers", name) for name in providers}
-    own = {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
-    parsed = parse("label", __doc__ or "", sections | own, arguments)
-    config = replace(
-        parsed["_settings"],
-        sampling=parsed["_sampling"],
-        method_settings=parsed.get("_method"),
-        rater_settings=label.chosen_settings({name: parsed[name] for name in providers if name in parsed}),
-    )
+    config = settings("label", __doc__ or "", label.Config, arguments)
     labelled = label.label.of(config)
     _tell(labelled)
     if labelled.stopped:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
-from guerdon import discover, samples
 from guerdon.cli import _show
-from guerdon.cli._parse import all_chosen, chosen, parse
-from guerdon.recipes import label, plan, raters, reckoning
+from guerdon.cli._asking import settings
+from guerdon.recipes import plan, reckoning
 from guerdon.recipes.watch import money
 
 _FIRST_COLUMN = 23
@@ -20,19 +18,7 @@ _NARROWEST_COLUMN = 12
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon plan DATASET --method METHOD --vlm RATER --vlm RATER ...`. Sends nothing; takes the flags of `label`."""
-    method = chosen("method", arguments, plan.Config.method)
-    specs = all_chosen("vlm", arguments, plan.Config.vlm)
-    providers = dict.fromkeys(raters.provider_of(spec) for spec in specs)
-    sections = {"_settings": plan.Config, "_sampling": samples.Config}
-    things = {"_method": discover.load("methods", method)} | {name: discover.load("providers", name) for name in providers}
-    own = {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
-    parsed = parse("plan", __doc__ or "", sections | own, arguments)
-    config = replace(
-        parsed["_settings"],
-        sampling=parsed["_sampling"],
-        method_settings=parsed.get("_method"),
-        rater_settings=label.chosen_settings({name: parsed[name] for name in providers if name in parsed}),
-    )
+    config = settings("plan", __doc__ or "", plan.Config, arguments)
     _tell(plan.plan.of(config), config)
     return 0
 

@@ -130,9 +130,9 @@ class _ChatBatches(Batches):
             return Failure("unsupported", final=True, code="no_batch")
 
     @staticmethod
+    @abstractmethod
     def line(encoded: EncodedBatchRequest) -> bytes:
         """A request as a line of the draft's file."""
-        raise NotImplementedError
 
     async def create(self, marker: str, draft: BatchDraft) -> str | Failure | None:
         lines = cast(_Draft, draft)

@@ -18,12 +18,11 @@ import numpy.typing as npt
 from tyro.conf import Positional, Suppress
 
 from guerdon import discover, samples
-from guerdon.asking.batches import Progress as BatchProgress
 from guerdon.asking.batches import ask_in_batches
 from guerdon.asking.limits import Limits
 from guerdon.asking.loop import run_sync
+from guerdon.asking.progress import Progress
 from guerdon.asking.scheduler import InBatches, ask
-from guerdon.asking.scheduler import Progress as AskingProgress
 from guerdon.asking.store import Store
 from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
 from guerdon.interfaces import Dataset, Method, Provider
@@ -339,7 +338,7 @@ class _Asker:
             raise BadPilot(f"the pilot of {found.windows} windows is bad: {'; '.join(found.problems)}", cure=cure)
         return found
 
-    def ask_all(self, total: int) -> tuple[list[Label], AskingProgress, str]:
+    def ask_all(self, total: int) -> tuple[list[Label], Progress, str]:
         """Labels of all windows, what it took, and why not all were asked (empty if they were)."""
         config = self._config
         windows = samples.select(self._dataset, config.sampling)
@@ -396,7 +395,7 @@ class _Asker:
         return ask_in_batches(
             windows, self._method, self._providers, self._store, run=self._run, repeats=config.repeats,
             retry_failed=config.retry_failed, retry_lost=config.retry_lost, ceiling=config.max_cost, largest=config.batch_size,
-            wait=config.wait, on_event=lambda state: watch(_as_progress(state)),
+            wait=config.wait, on_event=watch,
         )  # fmt: skip
 
     @staticmethod
@@ -411,16 +410,7 @@ class _Asker:
         run_sync(listen())
 
 
-def _as_progress(state: BatchProgress) -> AskingProgress:
-    """Requests that lie with a vendor are in flight."""
-    return AskingProgress(
-        done=state.done, asked=state.asked, found=state.found, failures=state.failures, input_tokens=state.input_tokens,
-        output_tokens=state.output_tokens, dollars=state.dollars, price_unknown=state.price_unknown, in_flight=state.pending,
-        waiting=state.waiting,
-    )  # fmt: skip
-
-
-def _under_way(state: AskingProgress) -> str:
+def _under_way(state: Progress) -> str:
     """Why batches have not ended."""
     if state.in_flight:
         return f"{state.in_flight:,} requests lie with the vendor; the same command collects the answers"

@@ -18,7 +18,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from guerdon.asking.scheduler import Progress
+from guerdon.asking.progress import Progress
 from guerdon.errors import GuerdonError, WriteFailed
 
 _SECONDS_BETWEEN_LINES = 10.0
