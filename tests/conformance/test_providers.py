@@ -188,6 +188,25 @@ def test_failures_are_told_apart(vendor: Vendor, monkeypatch: pytest.MonkeyPatch
     assert PLANTED_KEY not in repr([vars(record) for record in caplog.records])
 
 
+def test_a_server_that_is_not_there_costs_nothing(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ceiling fills up with requests that never left."""
+    with serve() as server:
+        provider = vendor.provider(server, monkeypatch)
+    (outcome,) = ask(provider, REQUESTS["text"])
+    assert isinstance(outcome, Failure)
+    assert (outcome.cause, outcome.final, outcome.usage.dollars) == ("network", False, 0.0)
+
+
+def test_a_connection_that_breaks_may_have_cost_something(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as server:
+        provider = vendor.provider(server, monkeypatch)
+        server.reply_with(next(fault.answer for name, fault in vendor.faults.items() if fault.cause == "network" and fault.status is None))
+        (outcome,) = ask(provider, REQUESTS["text"])
+    assert isinstance(outcome, Failure)
+    free = vendor.name == "openai-compatible"  # a server on this machine
+    assert (outcome.cause, outcome.usage.dollars) == ("network", 0.0 if free else None)
+
+
 def test_a_lone_surrogate_in_a_reply_is_no_reason_to_lose_it(vendor: Vendor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with serve() as server:
         provider = vendor.provider(server, monkeypatch)

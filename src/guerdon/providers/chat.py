@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -424,8 +425,22 @@ def failure(error: Exception, seconds: float = 0.0) -> Failure:
         code=short_code([code, kind], type(error).__name__),
         status=_status(error),
         retry_after=told if told is not None else getattr(error, "retry_after", None),  # Google says it in the body
+        # Without a connection nothing was sent, so it counts for nothing under a ceiling; any other end leaves that open.
+        usage=Usage(dollars=0.0) if _never_connected(error) else Usage(),
         seconds=seconds,
     )
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether no connection came into being: the clients of all vendors raise a ConnectError of theirs then, or what it was made from."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if type(found).__name__ == "ConnectError" or isinstance(found, ConnectionRefusedError | socket.gaierror):
+            return True
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def _status(error: Exception) -> int | None:
