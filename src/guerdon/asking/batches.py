@@ -32,12 +32,11 @@ import numpy as np
 
 from guerdon.asking._ledger import BATCH
 from guerdon.asking.progress import Progress
+from guerdon.asking.scheduler import account_error
 from guerdon.asking.store import ACCOUNT_CAUSES, BatchRow, Claim, Key, Store
 from guerdon.errors import (
-    AuthenticationRefused,
     CeilingReached,
     ProviderError,
-    QuotaExhausted,
     RaterUnreachable,
     ResultsGone,
     StoreError,
@@ -54,6 +53,7 @@ LARGEST = 10_000
 """Requests in one batch, unless more are asked for: so much may be lost by a vendor at once, and their texts are in memory for a moment."""
 _CHUNK = 32
 """Conversations advanced, and results written, at a time."""
+_KEPT = "Everything answered so far is kept, and so are the batches at the vendor"
 _TROUBLES = 10
 """How often in a row a vendor may fail to say how a batch stands, or to take one."""
 
@@ -421,7 +421,7 @@ class _BatchAsker:
         await self._drop(marker, "refused", keys)
         where = self._raters[rater].rater.name
         if failure.cause in ACCOUNT_CAUSES:
-            raise _account_error(where, failure)
+            raise account_error(where, failure, kept=_KEPT)
         self._refusals[rater] += 1
         self._paused.add(rater)
         others = any(row.rater == self._raters[rater].rater.key for row in self._pending.values())
@@ -514,7 +514,7 @@ class _BatchAsker:
     def _trouble(self, row: BatchRow, rater: int, failure: Failure) -> None:
         where = self._raters[rater].rater.name
         if failure.cause in ACCOUNT_CAUSES:
-            raise _account_error(where, failure)
+            raise account_error(where, failure, kept=_KEPT)
         self._troubles[row.id] += 1
         if self._troubles[row.id] >= _TROUBLES:
             cure = "It is still there, and so is everything answered so far: the same command goes on from here."
@@ -575,7 +575,7 @@ class _BatchAsker:
         self._refusals[rater] = 0
         self._wake(row.items.values())
         if stopped is not None:
-            raise _account_error(self._raters[rater].rater.name, stopped)
+            raise account_error(self._raters[rater].rater.name, stopped, kept=_KEPT)
 
     async def _take_in(self, request: Request, key: Key, outcome: Reply | Failure, run: str, owner: str, started: float) -> None:
         rater = next(provider.rater for provider in self._raters if provider.rater.key == key.rater)
@@ -686,13 +686,6 @@ def _name(marker: str, key: Key) -> str:
 def _told(failure: Failure) -> str:
     parts = (failure.cause, failure.code, f"HTTP {failure.status}" if failure.status else "")
     return ", ".join(dict.fromkeys(filter(None, parts)))
-
-
-def _account_error(where: str, failure: Failure) -> ProviderError:
-    cure = "Everything answered so far is kept, and so are the batches at the vendor: the same command goes on from here."
-    if failure.cause == "quota":
-        return QuotaExhausted(f"the account has no quota left ({_told(failure)})", where=where, cure=f"Top it up or wait. {cure}")
-    return AuthenticationRefused(f"the key was refused ({_told(failure)})", where=where, cure=f"Check the key and what it may use. {cure}")
 
 
 def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -378,15 +378,11 @@ class _Asker:
         """The most that a request can consume. With a ceiling, no rater may be without a price: said before anything is sent."""
         if self._purse is not None and not self._purse.prices_known:
             for other in self._raters:
-                quote = other.quote(request)
-                if quote is None or quote.dollars is None:
-                    cure = "Give --price INPUT,OUTPUT in dollars per million tokens, or leave the ceiling out."
-                    raise UsageError("a ceiling cannot be kept, because no price is known", where=other.rater.name, cure=cure)
+                _require_price(other, other.quote(request), "no price is known")
             self._purse.prices_known = True
         quote = provider.quote(request)
-        if self._purse is not None and (quote is None or quote.dollars is None):
-            cure = "Give --price INPUT,OUTPUT in dollars per million tokens, or leave the ceiling out."
-            raise UsageError("a ceiling cannot be kept, because no price of a request is known", where=provider.rater.name, cure=cure)
+        if self._purse is not None:
+            _require_price(provider, quote, "no price of a request is known")
         return quote
 
     async def _obtain(self, talk: _Talk, gate: Gate, key: Key, quote: Quote | None, attempt: int) -> Pass | Reply | Failure:
@@ -489,7 +485,7 @@ class _Asker:
             self._purse.charged(charged)
         self._count(outcome)
         if isinstance(outcome, Failure) and outcome.cause in ACCOUNT_CAUSES:
-            raise _account_error(provider, outcome)
+            raise account_error(provider.rater.name, outcome)
         return counted
 
     def _refuse_if_stopping(self) -> None:
@@ -775,10 +771,16 @@ def _charge(outcome: Reply | Failure, reserved: float | None) -> float:
     return 0.0 if isinstance(outcome, Failure) and outcome.cause in UNBILLED else reserved or 0.0
 
 
-def _account_error(provider: Provider, failure: Failure) -> ProviderError:
-    where = provider.rater.name
+def _require_price(provider: Provider, quote: Quote | None, what: str) -> None:
+    if quote is None or quote.dollars is None:
+        cure = "Give --price INPUT,OUTPUT in dollars per million tokens, or leave the ceiling out."
+        raise UsageError(f"a ceiling cannot be kept, because {what}", where=provider.rater.name, cure=cure)
+
+
+def account_error(where: str, failure: Failure, *, kept: str = "Everything answered so far is kept") -> ProviderError:
+    """What stops a run when the account may not or cannot go on."""
     status = f" (HTTP {failure.status})" if failure.status else ""
-    cure = "Everything answered so far is kept: the same command goes on from here."
+    cure = f"{kept}: the same command goes on from here."
     if failure.cause == "quota":
         return QuotaExhausted(f"the account has no quota left{status}", where=where, cure=f"Top it up or wait. {cure}")
     return AuthenticationRefused(f"the key was refused{status}", where=where, cure=f"Check the key and what it may use. {cure}")

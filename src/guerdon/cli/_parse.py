@@ -7,7 +7,7 @@ flags, defaults and help (the docstring under each field).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
-from guerdon.errors import UsageError
+from guerdon.errors import UnknownName, UsageError
 
 
 def parse(command: str, description: str, sections: Mapping[str, type], arguments: Sequence[str]) -> dict[str, Any]:
@@ -47,6 +47,22 @@ def parse(command: str, description: str, sections: Mapping[str, type], argument
 def _field(section: str) -> str:
     """The name of a section as a field: `openai-compatible` is none."""
     return section.replace("-", "_")
+
+
+Actions = Mapping[str, tuple[type, Callable[[Any], int | None], str]]
+"""Sub-command of a command -> its Config, what carries it out and returns the exit status (None: 0), and one line of help."""
+
+
+def carry_out(command: str, kind: str, description: str, operands: str, actions: Actions, arguments: Sequence[str]) -> int:
+    """Runs the sub-command that `arguments` begin with. Raises UnknownName, which calls it a `kind`, and whatever `parse` raises."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: guerdon {command} ACTION {operands}[OPTIONS]\n\n{description}\nactions: {', '.join(actions)}")
+        return 0
+    action, rest = arguments[0], arguments[1:]
+    if action not in actions:
+        raise UnknownName(kind, action, actions)
+    config, run, help_line = actions[action]
+    return run(parse(f"{command} {action}", help_line, {"_settings": config}, rest)["_settings"]) or 0
 
 
 def chosen(name: str, arguments: Sequence[str], default: str) -> str:

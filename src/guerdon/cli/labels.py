@@ -16,25 +16,16 @@ then: compose them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from guerdon.cli import _show
-from guerdon.cli._parse import parse
-from guerdon.errors import UnknownName
+from guerdon.cli._parse import Actions, carry_out
 from guerdon.recipes import labels
 
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon labels set|import|unset|list RUN NAME ...`."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: guerdon labels ACTION RUN NAME [OPTIONS]\n\n{__doc__}\nactions: {', '.join(_ACTIONS)}")
-        return 0
-    action, rest = arguments[0], arguments[1:]
-    if action not in _ACTIONS:
-        raise UnknownName("action on labels", action, _ACTIONS)
-    config, carry_out, description = _ACTIONS[action]
-    carry_out(parse(f"labels {action}", description, {"_settings": config}, rest)["_settings"])
-    return 0
+    return carry_out("labels", "action on labels", __doc__ or "", "RUN NAME ", _ACTIONS, arguments)
 
 
 def _list(config: labels.Config) -> None:
@@ -56,7 +47,7 @@ def _tell(changed: labels.Corrected, what: str) -> None:
     print("Rewards made from these labels before are stale: compose them again with `guerdon reward`.")
 
 
-_ACTIONS: dict[str, tuple[type, Callable[..., None], str]] = {
+_ACTIONS: Actions = {
     "set": (labels.SetConfig, lambda config: _tell(labels.set_label.of(config), "set"), "Set labels by hand."),
     "import": (labels.ImportConfig, lambda config: _tell(labels.import_labels.of(config), "set"), "Set labels from a CSV file."),
     "unset": (labels.UnsetConfig, lambda config: _tell(labels.unset_label.of(config), "taken back"), "Take corrections back."),

@@ -16,27 +16,19 @@ RUN is a run folder, or a name or id that `list` shows. Every action takes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from guerdon.asking.archive import Counts, Share
 from guerdon.asking.store import Costs, RunInfo
 from guerdon.cli import _show
-from guerdon.cli._parse import parse
-from guerdon.errors import UnknownName
+from guerdon.cli._parse import Actions, carry_out
 from guerdon.recipes import store
 
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon store list|costs|verify|export|import ...`."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: guerdon store ACTION [OPTIONS]\n\n{__doc__}\nactions: {', '.join(_ACTIONS)}")
-        return 0
-    action, rest = arguments[0], arguments[1:]
-    if action not in _ACTIONS:
-        raise UnknownName("action on the store", action, _ACTIONS)
-    config, carry_out, description = _ACTIONS[action]
-    return carry_out(parse(f"store {action}", description, {"_settings": config}, rest)["_settings"])
+    return carry_out("store", "action on the store", __doc__ or "", "", _ACTIONS, arguments)
 
 
 _NUMBERS = ("asked", "answered", "failed", "lost", "tokens in", "tokens out")
@@ -158,7 +150,7 @@ def _day(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
 
 
-_ACTIONS: dict[str, tuple[type, Callable[..., int], str]] = {
+_ACTIONS: Actions = {
     "list": (store.Config, _list, "Runs and raters that the store knows, and what they cost."),
     "costs": (store.CostsConfig, _costs, "What was spent, by rater and purpose."),
     "verify": (store.Config, _verify, "Checks that everything in the store is what its key says."),

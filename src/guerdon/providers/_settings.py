@@ -46,7 +46,7 @@ class ChatConfig:
     """Seed of the vendor's sampling, for vendors that take one; independent answers to one question count up from it."""
     structured: Literal["auto", "native", "instructed"] = "auto"
     """How an answer in JSON is asked for: by the vendor's schema (native), in words (instructed), or as suits the model best (auto).
-    In words, OpenAI and Anthropic read a conversation's earlier turns from their caches, which costs less."""
+    In words, OpenAI and Anthropic can read a conversation's earlier turns from their caches, at a lower price."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 2:

@@ -150,12 +150,12 @@ class Hf(Provider):
             job.abandoned = True
             raise
 
-    def quote(self, request: Request) -> Quote | None:
+    def quote(self, request: Request) -> Quote:
         """Costs nothing; the tokens of the prompt are counted to within a few for each picture."""
         try:
             tokens = self._counting.tokens(request)
-        except Exception:
-            return None  # asking will say what is wrong with it
+        except Exception:  # a model's own chat template may raise anything: asking says what, and the price is the same
+            tokens = 0
         return Quote(tokens, self.config.max_output_tokens, 0.0)
 
     @cached_property
