@@ -317,6 +317,17 @@ def test_usage_is_counted_and_foretold(model: Path, build: Build) -> None:
         assert outcome.usage.output_tokens <= quote.output_tokens == rater.config.max_output_tokens
 
 
+def test_a_template_that_fails_does_not_make_the_price_unknown(model: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking says what is wrong; a ceiling must not be refused for the want of a price."""
+    rater = build(model)
+
+    def fail(_request: Request) -> int:
+        raise RuntimeError("raised by a chat template")
+
+    monkeypatch.setattr(rater._counting, "tokens", fail)
+    assert rater.quote(request(1, Scores(3))).dollars == 0.0
+
+
 # --- memory, cancelling, closing ----------------------------------------------------------------------------------------------------
 
 
