@@ -13,7 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from typing import Any, Literal, get_args
@@ -281,6 +281,11 @@ class Request:
         """Every picture in the request by id."""
         found = {picture.id: picture for message in self.messages for picture in message.pictures}
         return found | {frame.id: frame for frame in self.evidence.frames}
+
+    def with_pictures(self, change: Callable[[Picture], Picture]) -> Request:
+        """The same request with every picture changed, e.g. into one that takes no memory."""
+        messages = tuple(replace(message, pictures=tuple(map(change, message.pictures))) for message in self.messages)
+        return replace(self, messages=messages, evidence=replace(self.evidence, frames=tuple(map(change, self.evidence.frames))))
 
     def to_record(self) -> dict[str, Any]:
         """The request as JSON-ready data; pictures appear by id."""

@@ -25,14 +25,14 @@ import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from guerdon.asking._ledger import BATCH
 from guerdon.asking.progress import Progress
-from guerdon.asking.scheduler import account_error
+from guerdon.asking.scheduler import account_error, rater_for
 from guerdon.asking.store import ACCOUNT_CAUSES, BatchRow, Claim, Key, Store
 from guerdon.errors import (
     CeilingReached,
@@ -43,7 +43,7 @@ from guerdon.errors import (
     UsageError,
 )
 from guerdon.interfaces import BatchDraft, Batches, BatchStatus, Method, Provider
-from guerdon.records import Cause, Evidence, Exchange, Failure, Message, Picture, Reply, Request, Sample, Transcript, digest
+from guerdon.records import Cause, Exchange, Failure, Picture, Reply, Request, Sample, Transcript, digest
 
 LEASE = 8 * 86400.0
 """Seconds for which the requests of a batch belong to it: vendors end a batch after a day at most, and keep its results for longer."""
@@ -245,7 +245,7 @@ class _BatchAsker:
         sample, repeat = self._samples[number]
         exchanges: list[Exchange] = []
         while (request := self._method.next(sample, tuple(exchanges))) is not None:
-            key = Key(request.question, self._rater(request).rater.key, repeat)
+            key = Key(request.question, rater_for(request, self._raters, self._method).rater.key, repeat)
             outcome = await self._store.find(key.question, key.rater, key.repeat, retry_failed=self._retry_failed)
             outcome = outcome or self._last_word(key)
             if outcome is None:
@@ -270,12 +270,6 @@ class _BatchAsker:
         if failure is None or not (failure.final or key in self._given_up or self._tries[key] >= self._attempts):
             return None
         return failure
-
-    def _rater(self, request: Request) -> Provider:
-        if not 0 <= request.rater < len(self._raters):
-            what = f"the method '{self._method.name}' asks rater number {request.rater + 1}, but {len(self._raters)} were given"
-            raise UsageError(what, cure="Give --vlm once for each rater.")
-        return self._raters[request.rater]
 
     def _wake(self, keys: Iterable[Key]) -> None:
         """Lets conversations go on that wait for any of `keys`."""
@@ -303,7 +297,7 @@ class _BatchAsker:
             name = _name(order.marker, one.key)
             placed = await order.draft.add(name, one.request, one.key.repeat)
             if placed is True:
-                order.items[name] = (_without_pixels(one.request), one.key.repeat)
+                order.items[name] = (one.request.with_pictures(_bare), one.key.repeat)
                 order.keys.append(one.key)
             elif isinstance(placed, Failure):
                 await self._take_in(one.request, one.key, placed, self._run, order.owner, time.time())
@@ -421,7 +415,7 @@ class _BatchAsker:
         await self._drop(marker, "refused", keys)
         where = self._raters[rater].rater.name
         if failure.cause in ACCOUNT_CAUSES:
-            raise account_error(where, failure, kept=_KEPT)
+            raise account_error(where, failure, told=_told(failure), kept=_KEPT)
         self._refusals[rater] += 1
         self._paused.add(rater)
         others = any(row.rater == self._raters[rater].rater.key for row in self._pending.values())
@@ -514,7 +508,7 @@ class _BatchAsker:
     def _trouble(self, row: BatchRow, rater: int, failure: Failure) -> None:
         where = self._raters[rater].rater.name
         if failure.cause in ACCOUNT_CAUSES:
-            raise account_error(where, failure, kept=_KEPT)
+            raise account_error(where, failure, told=_told(failure), kept=_KEPT)
         self._troubles[row.id] += 1
         if self._troubles[row.id] >= _TROUBLES:
             cure = "It is still there, and so is everything answered so far: the same command goes on from here."
@@ -575,7 +569,7 @@ class _BatchAsker:
         self._refusals[rater] = 0
         self._wake(row.items.values())
         if stopped is not None:
-            raise account_error(self._raters[rater].rater.name, stopped, kept=_KEPT)
+            raise account_error(self._raters[rater].rater.name, stopped, told=_told(stopped), kept=_KEPT)
 
     async def _take_in(self, request: Request, key: Key, outcome: Reply | Failure, run: str, owner: str, started: float) -> None:
         rater = next(provider.rater for provider in self._raters if provider.rater.key == key.rater)
@@ -697,13 +691,6 @@ _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 def _bare(picture: Picture) -> Picture:
     return Picture(picture.id, _NO_PIXELS)
-
-
-def _without_pixels(request: Request) -> Request:
-    """The same request, with pictures that are names only."""
-    evidence = Evidence(request.evidence.instruction, request.evidence.actions, tuple(map(_bare, request.evidence.frames)))
-    messages = tuple(Message(m.role, m.text, tuple(map(_bare, m.pictures))) for m in request.messages)
-    return replace(request, evidence=evidence, messages=messages)
 
 
 class _Names(dict[str, Picture]):

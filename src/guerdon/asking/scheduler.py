@@ -331,7 +331,7 @@ class _Asker:
         return Transcript(sample, tuple(exchanges), repeat)
 
     async def _exchange(self, talk: _Talk, request: Request) -> Exchange:
-        provider = self._rater(request)
+        provider = rater_for(request, self._raters, self._method)
         gate = self._gates.of(provider)
         if talk.place is not gate:
             talk.leave()
@@ -357,12 +357,6 @@ class _Asker:
             if outcome.retry_after is None and not gate.pace.down:  # otherwise the gate makes everybody wait
                 await self._pause(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * spread)
         raise AssertionError("the last attempt returns")
-
-    def _rater(self, request: Request) -> Provider:
-        if not 0 <= request.rater < len(self._raters):
-            what = f"the method '{self._method.name}' asks rater number {request.rater + 1}, but {len(self._raters)} were given"
-            raise UsageError(what, cure="Give --vlm once for each rater.")
-        return self._raters[request.rater]
 
     async def _find(self, key: Key) -> Reply | Failure | None:
         return await self._store.find(key.question, key.rater, key.repeat, retry_failed=self._retry_failed)
@@ -771,15 +765,24 @@ def _charge(outcome: Reply | Failure, reserved: float | None) -> float:
     return 0.0 if isinstance(outcome, Failure) and outcome.cause in UNBILLED else reserved or 0.0
 
 
+def rater_for(request: Request, raters: Sequence[Provider], method: Method) -> Provider:
+    """Who is to be asked. Raises UsageError if the method asks a rater that was not given."""
+    if not 0 <= request.rater < len(raters):
+        what = f"the method '{method.name}' asks rater number {request.rater + 1}, but {len(raters)} were given"
+        raise UsageError(what, cure="Give --vlm once for each rater.")
+    return raters[request.rater]
+
+
 def _require_price(provider: Provider, quote: Quote | None, what: str) -> None:
     if quote is None or quote.dollars is None:
         cure = "Give --price INPUT,OUTPUT in dollars per million tokens, or leave the ceiling out."
         raise UsageError(f"a ceiling cannot be kept, because {what}", where=provider.rater.name, cure=cure)
 
 
-def account_error(where: str, failure: Failure, *, kept: str = "Everything answered so far is kept") -> ProviderError:
-    """What stops a run when the account may not or cannot go on."""
-    status = f" (HTTP {failure.status})" if failure.status else ""
+def account_error(where: str, failure: Failure, *, told: str = "", kept: str = "Everything answered so far is kept") -> ProviderError:
+    """What stops a run when the account may not or cannot go on. `told`: what the vendor said, if more than a status."""
+    told = told or (f"HTTP {failure.status}" if failure.status else "")
+    status = f" ({told})" if told else ""
     cure = f"{kept}: the same command goes on from here."
     if failure.cause == "quota":
         return QuotaExhausted(f"the account has no quota left{status}", where=where, cure=f"Top it up or wait. {cure}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -253,7 +253,7 @@ def _conversation(sample: Sample, method: Method, *, typical: bool) -> Conversat
     first = method.next(sample, [])
     if first is None:
         return Conversation(sample.segment.length, (), (), typical)
-    first = _without_pixels(first)
+    first = first.with_pictures(_light)
     actions = sample.segment.length
     usual = _played(sample, method, first, lambda answer: _filler(answer, actions))
     worst = _played(sample, method, first, lambda _: "?")
@@ -278,14 +278,9 @@ def _filler(answer: AnswerSpec, actions: int) -> str:
     return ("word " * characters)[:characters]
 
 
-def _without_pixels(request: Request) -> Request:
-    """The same request about pictures of the same sizes that take no memory."""
-
-    def light(picture: Picture) -> Picture:
-        return Picture(picture.id, np.broadcast_to(np.uint8(0), picture.pixels.shape))
-
-    messages = tuple(replace(message, pictures=tuple(map(light, message.pictures))) for message in request.messages)
-    return replace(request, messages=messages, evidence=replace(request.evidence, frames=tuple(map(light, request.evidence.frames))))
+def _light(picture: Picture) -> Picture:
+    """A picture of the same size that takes no memory."""
+    return Picture(picture.id, np.broadcast_to(np.uint8(0), picture.pixels.shape))
 
 
 # --- reckoning ----------------------------------------------------------------------------------------------------------------------
