@@ -106,13 +106,79 @@ class Scores:
         return {"kind": self.kind, "n": self.n, "low": self.low, "high": self.high}
 
 
-AnswerSpec = Text | Scores
+@dataclass(frozen=True)
+class Choice:
+    """`n` of the named `options`, one for each thing judged, as JSON `{"ratings": [...]}`; read as their positions in `options`.
+
+    Raises:
+        ValueError: if `n` < 1, there are fewer than two options, or two of them differ only in case or white space.
+    """
+
+    options: tuple[str, ...]
+    n: int = 1
+    kind: ClassVar[str] = "choice"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        if self.n < 1:
+            raise ValueError(f"Choice needs n >= 1, got {self.n}")
+        if len(self.options) < 2 or len({_plain(option) for option in self.options} - {""}) < len(self.options):
+            raise ValueError(f"Choice needs at least two options that differ, got {self.options}")
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the reply (an object with one array of exactly `n` of the options)."""
+        ratings = {"type": "array", "items": {"type": "string", "enum": list(self.options)}, "minItems": self.n, "maxItems": self.n}
+        return {"type": "object", "properties": {"ratings": ratings}, "required": ["ratings"], "additionalProperties": False}
+
+    def render(self, choices: Sequence[int]) -> str:
+        """A well-formed reply that carries `choices`, positions in `options`."""
+        return json.dumps({"ratings": [self.options[choice] for choice in choices]})
+
+    def read(self, reply: str) -> tuple[int, ...]:
+        """The `n` positions in `reply`. Raises `Unreadable` for anything that is not exactly `n` of the options."""
+        raise NotImplementedError
+
+    def to_record(self) -> dict[str, Any]:
+        return {"kind": self.kind, "options": list(self.options), "n": self.n}
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Which of two is better, as JSON `{"better": "first" | "second" | "neither"}`."""
+
+    kind: ClassVar[str] = "preference"
+    OPTIONS: ClassVar[tuple[str, str, str]] = ("first", "neither", "second")
+    """In the order of the probability that the second one is better: 0, 0.5, 1. "neither" says that the rater has no preference."""
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the reply."""
+        better = {"type": "string", "enum": list(self.OPTIONS)}
+        return {"type": "object", "properties": {"better": better}, "required": ["better"], "additionalProperties": False}
+
+    def render(self, value: float) -> str:
+        """A well-formed reply that carries `value`: 0.0, 0.5 or 1.0."""
+        return json.dumps({"better": self.OPTIONS[int(2 * value)]})
+
+    def read(self, reply: str) -> float:
+        """Probability that the second one is better: 0.0 (first), 0.5 (no preference) or 1.0 (second). Raises `Unreadable`."""
+        raise NotImplementedError
+
+    def to_record(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+def _plain(text: str) -> str:
+    """`text` without case and without the white space around it."""
+    return text.strip().casefold()
+
+
+AnswerSpec = Text | Scores | Choice | Preference
 
 
 def answer_from_record(record: Mapping[str, Any]) -> AnswerSpec:
     """The inverse of `to_record`. Raises ValueError for a kind that does not exist."""
     fields = {name: value for name, value in record.items() if name != "kind"}
-    for specification in (Text, Scores):
+    for specification in (Text, Scores, Choice, Preference):
         if record.get("kind") == specification.kind:
             return specification(**fields)
     raise ValueError(f"no kind of answer is called {record.get('kind')!r}")

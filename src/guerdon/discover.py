@@ -37,6 +37,8 @@ _EXTRA_OF = {
     "safetensors": "train",
     "tensorboard": "train",
     "minigrid": "babyai",
+    "metaworld": "metaworld",
+    "mujoco": "metaworld",
     "transformers": "local",
     "llguidance": "local",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -46,6 +46,8 @@ class Dataset(ABC):
     """Names of the cameras, the first one being the default."""
     action_names: tuple[str, ...]
     """Name of each discrete action by index; empty for continuous actions."""
+    vectors: tuple[str, ...] = ()
+    """Names of the observations that are vectors of numbers, such as a robot's state."""
 
     @property
     @abstractmethod
@@ -68,6 +70,11 @@ class Dataset(ABC):
     @abstractmethod
     def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
         """Observations start .. stop-1 of an episode: (stop - start, H, W, 3) uint8 RGB upright. Raises DatasetError, KeyError (view)."""
+
+    def vector(self, index: int, name: str) -> npt.NDArray[np.float32]:
+        """Observations of an episode that are vectors: (T+1, D) float32. Raises DatasetError, KeyError (name)."""
+        del index
+        raise KeyError(name)
 
     @abstractmethod
     def actions(self, index: int) -> npt.NDArray[Any]:
@@ -222,6 +229,11 @@ class Batches(ABC):
         """Deletes the pictures that the vendor keeps for a batch whose results have been recorded. Never raises: they expire anyway."""
 
 
+Kind = Literal["windows", "pictures", "segments", "episodes", "picture pairs", "segment pairs"]
+"""What is judged at a time: windows that cover an episode, single pictures (each the outcome of a transition), segments from anywhere,
+whole episodes (or sub-tasks), or two pictures or segments with the same instruction."""
+
+
 class Method(ABC):
     """A protocol of questions, and the reading of the answers. Knows no provider."""
 
@@ -232,6 +244,8 @@ class Method(ABC):
     """Lowest and highest value of a label."""
     vote: ClassVar[Literal["median", "majority"]] = "median"
     """How several independent answers to one question become one label: the median of scores, the majority of classes."""
+    samples: Kind = "windows"
+    """What it wants to be shown."""
 
     @abstractmethod
     def next(self, sample: Sample, exchanges: Sequence[Exchange]) -> Request | None:
@@ -248,6 +262,8 @@ class Observation:
 
     frames: Mapping[str, Frames]
     """View name -> (H, W, 3) uint8 RGB."""
+    vectors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Name -> (D,) float32, such as a robot's state."""
 
 
 @dataclass(frozen=True)
@@ -265,15 +281,19 @@ class Environment(ABC):
     """A world in which tasks are carried out. One object carries out one task at a time."""
 
     views: tuple[str, ...]
+    """Pictures that are drawn; the constructor takes `views=`, and none at all makes stepping faster."""
     action_names: tuple[str, ...]
+    """Name of each discrete action by index; empty for continuous actions."""
+    action_size: int = 0
+    """A, the components of a continuous action, each in [-1, 1]; 0 for discrete actions."""
 
     @abstractmethod
     def reset(self, task: Task) -> Observation:
         """Builds the task's world at its start. Raises EnvironmentFailed."""
 
     @abstractmethod
-    def step(self, action: int) -> Step:
-        """Carries out one action."""
+    def step(self, action: Any) -> Step:
+        """Carries out one action: a number below the number of names, or (A,) floats in [-1, 1]."""
 
     def close(self) -> None:
         """Gives resources back."""
@@ -288,9 +308,9 @@ class Actor(ABC):
         """Begins one episode per task; slot i of later calls belongs to tasks[i]."""
 
     @abstractmethod
-    def act(self, frames: Mapping[str, Frames], active: npt.NDArray[np.bool_]) -> Integers:
-        """Actions (B,) for the current pictures, view -> (B, H, W, 3) uint8. Slots that are not
-        `active` (B,) have ended; what is returned for them is ignored."""
+    def act(self, seen: Mapping[str, npt.NDArray[Any]], active: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        """Actions, (B,) integers or (B, A) floats, for what is seen now: name -> pictures (B, H, W, 3) uint8 or vectors (B, D) float32.
+        Slots that are not `active` (B,) have ended; what is returned for them is ignored."""
 
 
 class Algorithm(ABC):
@@ -309,3 +329,16 @@ class Algorithm(ABC):
     @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`: training goes on bit by bit as if it had never stopped."""
+
+
+class RewardModel(ABC):
+    """A learned reward: an ensemble of networks that look at single transitions."""
+
+    name: ClassVar[str]
+    scale: tuple[float, float]
+    """Lowest and highest value of a score."""
+
+    @abstractmethod
+    def score(self, steps: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and population standard deviation over the members, each (N,) float32, of N transitions (`guerdon.rewards.steps.Steps`).
+        Carries no gradient."""

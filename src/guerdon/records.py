@@ -1,7 +1,8 @@
 """The vocabulary of the package: frozen records that check themselves.
 
 Time is written once, here. An episode has T actions a_0 .. a_{T-1} and T+1 observations o_0 .. o_T. `t` names the transition
-(o_t, a_t, o_{t+1}). A segment [start, stop) holds the transitions start .. stop-1 and touches the observations start .. stop.
+(o_t, a_t, o_{t+1}). A segment [start, stop) holds the transitions start .. stop-1 and touches the observations start .. stop; an empty one
+(start = stop) is the single observation `start`.
 
 "Unknown" is a state, never a number. A label in the states `labelled`, `interpolated` or `human` carries a value; in the states
 `unreadable` (the rater answered, but not what was asked), `refused`, `failed` and `skipped` it carries a cause and no value.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -130,11 +131,18 @@ class Subject:
     start: int
     stop: int
     annotation: int = 0
+    other: tuple[int, int, int] | None = None
+    """Episode, start and stop of the second one of a pair."""
+
+    @property
+    def parts(self) -> tuple[Subject, ...]:
+        """The subject itself, or each of the two of a pair."""
+        return (self,) if self.other is None else (replace(self, other=None), Subject(*self.other, self.annotation))
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Transitions [start, stop) of one episode, seen through `views`."""
+    """Transitions [start, stop) of one episode, seen through `views`; with start = stop the single observation `start`."""
 
     episode: int
     start: int
@@ -142,8 +150,8 @@ class Segment:
     views: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"a segment needs 0 <= start < stop, got [{self.start}, {self.stop})")
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"a segment needs 0 <= start <= stop, got [{self.start}, {self.stop})")
 
     @property
     def length(self) -> int:
@@ -158,7 +166,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing to be judged: a segment, the instruction it is judged by, and the names of its actions."""
+    """One thing to be judged: a segment (or a pair of them), the instruction it is judged by, and the names of its actions."""
 
     segment: Segment
     instruction: str
@@ -168,14 +176,20 @@ class Sample:
     """Which of the episode's annotations the instruction comes from."""
     frames: Callable[[], Mapping[str, Frames]] = field(default=dict, compare=False, repr=False)
     """Reads the pictures: view name -> (length + 1, H, W, 3) uint8."""
+    other: Sample | None = None
+    """The second one of a pair; it has the same instruction and views."""
 
     def __post_init__(self) -> None:
         if len(self.actions) != self.segment.length:
             raise ValueError(f"a sample of {self.segment.length} transitions needs as many action names, got {len(self.actions)}")
+        if self.other is not None and (self.other.instruction, self.other.segment.views) != (self.instruction, self.segment.views):
+            raise ValueError("the two of a pair are judged by the same instruction, seen through the same views")
 
     @property
     def subject(self) -> Subject:
-        return Subject(self.segment.episode, self.segment.start, self.segment.stop, self.annotation)
+        second = None if self.other is None else self.other.segment
+        other = None if second is None else (second.episode, second.start, second.stop)
+        return Subject(self.segment.episode, self.segment.start, self.segment.stop, self.annotation, other)
 
 
 # --- asking -------------------------------------------------------------------------------------------------------------------------
@@ -247,7 +261,10 @@ class Evidence:
     instruction: str
     actions: tuple[str, ...]
     frames: tuple[Picture, ...]
-    """The single frames, in order of time: one more than there are actions for a segment of transitions."""
+    """The single frames, in order of time: one more than there are actions for a segment of transitions. Of a pair, those of the first
+    one and then those of the second."""
+    other_actions: tuple[str, ...] = ()
+    """Of a pair, the actions of the second one."""
 
 
 @dataclass(frozen=True)
@@ -294,11 +311,12 @@ class Request:
                 "instruction": self.evidence.instruction,
                 "actions": list(self.evidence.actions),
                 "frames": [frame.id for frame in self.evidence.frames],
-            },
+            }
+            | ({"other_actions": list(self.evidence.other_actions)} if self.evidence.other_actions else {}),
             "messages": [{"role": m.role, "text": m.text, "pictures": [p.id for p in m.pictures]} for m in self.messages],
             "answer": self.answer.to_record(),
             "purpose": self.purpose,
-            "subject": [self.subject.episode, self.subject.start, self.subject.stop, self.subject.annotation],
+            "subject": [self.subject.episode, self.subject.start, self.subject.stop, self.subject.annotation, *(self.subject.other or ())],
             "rater": self.rater,
             "system": self.system,
         }
@@ -308,14 +326,24 @@ class Request:
         """The inverse of `to_record`; `pictures` resolves the ids. Raises KeyError for a picture that is not there."""
         evidence = record["evidence"]
         return cls(
-            evidence=Evidence(evidence["instruction"], tuple(evidence["actions"]), tuple(pictures[name] for name in evidence["frames"])),
+            evidence=Evidence(
+                evidence["instruction"],
+                tuple(evidence["actions"]),
+                tuple(pictures[name] for name in evidence["frames"]),
+                tuple(evidence.get("other_actions", ())),
+            ),
             messages=tuple(Message(m["role"], m["text"], tuple(pictures[name] for name in m["pictures"])) for m in record["messages"]),
             answer=answer_from_record(record["answer"]),
             purpose=record["purpose"],
-            subject=Subject(*record["subject"]),
+            subject=_subject(record["subject"]),
             rater=record["rater"],
             system=record["system"],
         )
+
+
+def _subject(record: Sequence[int]) -> Subject:
+    episode, start, stop, annotation, *other = record
+    return Subject(episode, start, stop, annotation, (other[0], other[1], other[2]) if other else None)
 
 
 @dataclass(frozen=True)
@@ -457,7 +485,7 @@ class Label:
     unit: Unit
     episode: int
     start: int
-    """First transition (or the observation, for unit "observation")."""
+    """First transition (or the observation, for unit "observation", where `stop` is the same)."""
     stop: int
     instruction: str
     state: State
@@ -476,6 +504,10 @@ class Label:
     question: str = ""
     """Key of the request whose reply was read (the last one asked, if none could be read)."""
     views: tuple[str, ...] = ()
+    episode_b: int | None = None
+    """Of unit "pair", where the second one is; the value is the probability that it is the better one (0, 0.5 or 1 for one answer)."""
+    start_b: int | None = None
+    stop_b: int | None = None
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -484,6 +516,8 @@ class Label:
             raise ValueError(f"a label in state '{self.state}' {'needs a' if self.value is None else 'carries no'} value")
         if self.value is not None and not np.isfinite(self.value):
             raise ValueError(f"a label's value is a finite number, got {self.value}")
+        if len({self.unit == "pair", *(place is not None for place in (self.episode_b, self.start_b, self.stop_b))}) > 1:
+            raise ValueError("a label of a pair, and no other, says where the second one is")
 
 
 # --- tasks --------------------------------------------------------------------------------------------------------------------------
