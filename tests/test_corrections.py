@@ -220,6 +220,23 @@ def test_a_rater_is_not_measured_by_what_a_person_said(made: Path, run: Path) ->
     assert after.states == {"labelled": before.labels - 3}
 
 
+def test_what_is_said_where_nobody_was_asked_has_the_words_of_its_sub_task(made: Path, run: Path) -> None:
+    """Else a model that reads the words of sub-tasks could not be fitted to it."""
+    dataset = guerdon.open_dataset(made / "data")
+    info = next(info for info in dataset.episodes() if len(info.annotations[0].spans) > 1)
+    whole, (first, last) = info.annotations[0].instruction, info.annotations[0].spans
+    step = last.start
+    for judged_by, expected in ((first.text, last.text), (whole, whole)):
+        label = Label("transition", info.index, 0, 1, judged_by, "labelled", value=3.0)
+        label_set = LabelSet([label], {**LabelSet.read(made / "run/labels/rg_vlm.parquet").metadata})
+        path = Run.open(run).part("labels", "rg_vlm.parquet")
+        label_set.write(path)
+        Run.open(run).finish(path, Manifest({}, {"dataset": dataset.fingerprint}, {"fingerprint": label_set.fingerprint, "requests": 1}))
+        done = recipe.set_label(run=run, name="rg_vlm", episode=info.index, step=step, value=5)
+        assert [label.instruction for label in done.labels.labels] == [judged_by, expected]
+        recipe.unset_label(run=run, name="rg_vlm", episode=info.index, step=step)
+
+
 def test_a_segment_keeps_its_label_where_nobody_spoke() -> None:
     meaning = {"method": "m", "version": "1", "scale": [0, 10], "rater": "r", "dataset": "d"}
     segments = [Label("segment", 0, 0, 3, "go", "labelled", value=4.0), Label("segment", 0, 3, 5, "go", "labelled", value=6.0)]
@@ -369,3 +386,44 @@ def test_help(action: str, capsys: pytest.CaptureFixture[str]) -> None:
         status = int(stopped.code or 0)
     assert status == 0
     assert f"usage: guerdon labels {action}".rstrip() in capsys.readouterr().out
+
+
+OTHERS = {
+    "segment": {"start": 0, "stop": 3},
+    "observation": {"start": 2, "stop": 2},
+    "pair": {"start": 2, "stop": 2, "episode_b": 1, "start_b": 1, "stop_b": 1},
+}
+
+
+def of_unit(run: Path, unit: str) -> LabelSet:
+    """A label set about something else than transitions, as `guerdon label` would put it into the run."""
+    opened = Run.open(run)
+    state = {"instruction": "go", "state": "labelled", "value": 1.0}
+    meaning = {"method": "rg-vlm", "version": "1", "scale": [0, 10], "rater": "scripted", "dataset": opened.dataset_fingerprint}
+    label_set, path = LabelSet([Label(unit, 0, **OTHERS[unit], **state)], meaning), opened.part("labels", "others.parquet")  # type: ignore[arg-type]
+    label_set.write(path)
+    opened.finish(path, Manifest({}, {"dataset": opened.dataset_fingerprint}, {"fingerprint": label_set.fingerprint}))
+    return label_set
+
+
+@pytest.mark.parametrize("unit", sorted(OTHERS))
+def test_only_labels_of_transitions_are_set_by_hand(run: Path, unit: str, tmp_path: Path) -> None:
+    machine = of_unit(run, unit)
+    before = sorted(_names(run))
+    (tmp_path / "c.csv").write_text("episode,step,value\n0,1,2\n")
+    for change in (
+        lambda: correct(run, name="others"),
+        lambda: recipe.unset_label(run=run, name="others", episode=0, step=1),
+        lambda: recipe.import_labels(run=run, name="others", file=tmp_path / "c.csv"),
+    ):
+        with pytest.raises(UsageError, match=f"its labels are about {unit}s; only labels of transitions are set by hand"):
+            change()
+    assert recipe.list_labels(run=run, name="others") == []
+    assert sorted(_names(run)) == before
+    assert recipe.merge(Run.open(run), "others", machine) is machine
+
+
+def test_corrections_are_not_merged_into_labels_of_something_else(run: Path) -> None:
+    correct(run)
+    with pytest.raises(RunError, match="holds corrections of transitions, but the new labels are about pairs"):
+        recipe.merge(Run.open(run), "rg_vlm", of_unit(run, "pair"))

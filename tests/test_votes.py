@@ -140,3 +140,45 @@ def test_a_vote_keeps_its_fingerprint_on_disk(tmp_path: Path) -> None:
     written = LabelSet(vote(answers, "majority", scale=(0.0, 10.0)), meaning)
     written.write(tmp_path / "x.parquet")
     assert LabelSet.read(tmp_path / "x.parquet").fingerprint == written.fingerprint
+
+
+# --- votes on pairs -----------------------------------------------------------------------------------------------------------------
+
+
+def pair(value: float | None, second: tuple[int, int, int] = (2, 7, 7)) -> Label:
+    episode, start, stop = second
+    return label(value, unit="pair", start=4, stop=4, episode_b=episode, start_b=start, stop_b=stop)
+
+
+@pytest.mark.parametrize(
+    ("values", "majority", "shares"),
+    [
+        ((1.0,), 1.0, (0, 0, 1)),
+        ((1.0, 1.0, 0.0), 1.0, (1 / 3, 0, 2 / 3)),
+        ((0.0, 0.0, 0.5), 0.0, (2 / 3, 1 / 3, 0)),
+        ((0.0, 1.0), 0.5, (1 / 2, 0, 1 / 2)),  # one against one is no preference, not the first one
+        ((0.0, 0.5, 1.0), 0.5, (1 / 3, 1 / 3, 1 / 3)),
+        ((0.5, 0.5, 0.0, 0.0), 0.5, (1 / 2, 1 / 2, 0)),
+        ((1.0, 1.0, 0.0, 0.0, 0.5), 0.5, (2 / 5, 1 / 5, 2 / 5)),
+        ((None, 0.0, None), 0.0, (1, 0, 0)),
+    ],
+)
+def test_the_majority_of_the_preferences(values: tuple[float | None, ...], majority: float, shares: tuple[float, ...]) -> None:
+    (found,) = vote([[pair(value)] for value in values], "majority", scale=(0.0, 1.0))
+    assert found.value == majority
+    assert found.probabilities == pytest.approx(shares)
+    assert (found.unit, found.episode_b, found.start_b, found.stop_b) == ("pair", 2, 7, 7)
+
+
+def test_the_median_of_the_preferences() -> None:
+    (found,) = vote([[pair(value)] for value in (1.0, 1.0, 0.0)], "median")
+    assert (found.value, found.probabilities) == (1.0, None)
+    assert found.spread == pytest.approx(0.471405, abs=1e-6)  # mean 2/3, squares 1/9 + 1/9 + 4/9, a third of 6/9
+
+
+def test_a_vote_is_about_one_pair() -> None:
+    for second in ((1, 7, 7), (2, 6, 7), (2, 7, 8)):
+        with pytest.raises(ValueError, match="the same units"):
+            vote([[pair(1.0)], [pair(1.0, second)]], "median")
+    with pytest.raises(ValueError, match=r"one of two is 0, 0\.5 or 1, got 0\.25"):
+        vote([[pair(0.25)]], "majority", scale=(0.0, 1.0))

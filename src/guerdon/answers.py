@@ -78,7 +78,7 @@ class Scores:
         Raises:
             Unreadable: in every other case (wrong count, fractions, strings such as "8/10", values outside the range, ...).
         """
-        found = list(_score_lists(reply))
+        found = list(_values(reply, "scores", bare_list=True))
         if not found:
             raise Unreadable(f'the reply contains no JSON object {{"scores": [...]}} with {self.n} whole numbers')
         read = {self._check(candidate) for candidate in found}
@@ -131,12 +131,49 @@ class Choice:
         return {"type": "object", "properties": {"ratings": ratings}, "required": ["ratings"], "additionalProperties": False}
 
     def render(self, choices: Sequence[int]) -> str:
-        """A well-formed reply that carries `choices`, positions in `options`."""
+        """A well-formed reply that carries `choices`, positions in `options`. Raises ValueError for a position that is none."""
+        if not all(0 <= choice < len(self.options) for choice in choices):
+            raise ValueError(f"the options have the positions 0 to {len(self.options) - 1}, got {list(choices)}")
         return json.dumps({"ratings": [self.options[choice] for choice in choices]})
 
     def read(self, reply: str) -> tuple[int, ...]:
-        """The `n` positions in `reply`. Raises `Unreadable` for anything that is not exactly `n` of the options."""
-        raise NotImplementedError
+        """The `n` positions in `reply`.
+
+        What is tolerated around the JSON is what `Scores.read` tolerates. Names of options are compared without case and the white space
+        around them. If one is asked for, a reply that is nothing but the name of an option is read, too; a full stop, quotation marks or
+        marks of emphasis around it do not count.
+
+        Raises:
+            Unreadable: in every other case (wrong count, numbers, names that are no option's, several lists that differ, ...).
+        """
+        found = list(_values(reply, "ratings", bare_list=True))
+        named = _named_alone(reply, self.options) if self.n == 1 and not found else None
+        if named is not None:
+            return (named,)
+        if not found:
+            raise Unreadable(f'the reply contains no JSON object {{"ratings": [...]}} with {self.n} of the options {self._names()}')
+        read = {self._check(candidate) for candidate in found}
+        if len(read) > 1:
+            raise Unreadable(f"the reply contains {len(found)} lists of ratings that differ")
+        return read.pop()
+
+    def _check(self, candidate: Any) -> tuple[int, ...]:
+        if not isinstance(candidate, list):
+            raise Unreadable(f'"ratings" must be a list of {self.n} of the options {self._names()}')
+        if len(candidate) != self.n:
+            raise Unreadable(f"the list has {len(candidate)} ratings, {self.n} were asked for")
+        return tuple(self._rating(number, value) for number, value in enumerate(candidate))
+
+    def _rating(self, number: int, value: Any) -> int:
+        found = _position(value, self.options)
+        if found is None:
+            raise Unreadable(f"rating {number} is {_shown(value)}, none of the options {self._names()}")
+        return found
+
+    def _names(self) -> str:
+        """The options, short enough to quote."""
+        names = ", ".join(self.options)
+        return names if len(names) <= _NAMES_LENGTH else f"that were given ({self.options[0][:_SHOWN_LENGTH]}, ...)"
 
     def to_record(self) -> dict[str, Any]:
         return {"kind": self.kind, "options": list(self.options), "n": self.n}
@@ -156,12 +193,34 @@ class Preference:
         return {"type": "object", "properties": {"better": better}, "required": ["better"], "additionalProperties": False}
 
     def render(self, value: float) -> str:
-        """A well-formed reply that carries `value`: 0.0, 0.5 or 1.0."""
-        return json.dumps({"better": self.OPTIONS[int(2 * value)]})
+        """A well-formed reply that carries `value`: 0.0, 0.5 or 1.0. Raises ValueError for any other value."""
+        return json.dumps({"better": self.OPTIONS[(0.0, 0.5, 1.0).index(value)]})
 
     def read(self, reply: str) -> float:
-        """Probability that the second one is better: 0.0 (first), 0.5 (no preference) or 1.0 (second). Raises `Unreadable`."""
-        raise NotImplementedError
+        """Probability that the second one is better: 0.0 (first), 0.5 (no preference) or 1.0 (second).
+
+        What is tolerated around the JSON is what `Scores.read` tolerates; a reply that is nothing but one of the three words is read as
+        `Choice.read` reads one. Only the word "neither" is no preference: an answer that is missing or damaged never is.
+
+        Raises:
+            Unreadable: in every other case.
+        """
+        found = list(_values(reply, "better"))
+        named = _named_alone(reply, self.OPTIONS) if not found else None
+        if named is not None:
+            return named / 2
+        if not found:
+            raise Unreadable('the reply contains no JSON object {"better": ...} with "first", "second" or "neither"')
+        read = {self._check(candidate) for candidate in found}
+        if len(read) > 1:
+            raise Unreadable(f"the reply contains {len(found)} preferences that differ")
+        return read.pop()
+
+    def _check(self, candidate: Any) -> float:
+        found = _position(candidate, self.OPTIONS)
+        if found is None:
+            raise Unreadable(f'"better" is {_shown(candidate)}, not "first", "second" or "neither"')
+        return found / 2
 
     def to_record(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -170,6 +229,31 @@ class Preference:
 def _plain(text: str) -> str:
     """`text` without case and without the white space around it."""
     return text.strip().casefold()
+
+
+def _position(value: Any, options: Sequence[str]) -> int | None:
+    """Which option is called `value`; None if none is."""
+    names = [_plain(option) for option in options]
+    return names.index(_plain(value)) if isinstance(value, str) and _plain(value) in names else None
+
+
+_MARKS = ".\"'`*_"
+"""What may stand around a word that is the whole reply."""
+
+
+def _named_alone(reply: str, options: Sequence[str]) -> int | None:
+    """Which option the reply names and says nothing else; None if it says anything else."""
+    body = _without_fence(reply.strip())
+    exact = _position(body, options)
+    if exact is not None:
+        return exact
+    bare = [_without_marks(option) for option in options]
+    word = _without_marks(body)
+    return bare.index(word) if word and bare.count(word) == 1 else None
+
+
+def _without_marks(text: str) -> str:
+    return _plain(_plain(text).strip(_MARKS))
 
 
 AnswerSpec = Text | Scores | Choice | Preference
@@ -187,7 +271,7 @@ def answer_from_record(record: Mapping[str, Any]) -> AnswerSpec:
 _FENCE = "```"
 _OBJECT_BEGINS = re.compile(r"""\{\s*(?:"(?:[^"\\]|\\.)*"|'[^']*'|[\w-]+)\s*:""", re.DOTALL)
 """What is meant as an object, although it may be none of JSON. A brace in prose, such as "{0, 1}" or "{{", is not."""
-_SHOWN_LENGTH = 40
+_SHOWN_LENGTH, _NAMES_LENGTH = 40, 80
 
 
 def _shown(value: Any) -> str:
@@ -226,15 +310,16 @@ def _number(text: str) -> Decimal:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant, parse_int=_number, parse_float=_number)
 
 
-def _score_lists(reply: str) -> Iterator[Any]:
-    """Every value that the reply gives for "scores", at the top level of a JSON object in it; or the reply itself if it is one array."""
+def _values(reply: str, key: str, *, bare_list: bool = False) -> Iterator[Any]:
+    """Every value that the reply gives for `key`, at the top level of a JSON object in it; with `bare_list`, or the reply itself if it is
+    one array. Raises Unreadable if any object in the reply is damaged, cut off or ambiguous."""
     body = _without_fence(reply.strip())
     if body.startswith("["):
         try:
             whole, end = _DECODER.raw_decode(body)
         except (ValueError, RecursionError):
             return
-        if end == len(body):
+        if bare_list and end == len(body):
             yield whole
         return
     position = 0
@@ -245,8 +330,8 @@ def _score_lists(reply: str) -> Iterator[Any]:
             raise Unreadable(f"the JSON in the reply is ambiguous: {error}") from None
         except (ValueError, RecursionError):
             raise Unreadable("the JSON in the reply is damaged or cut off") from None
-        if "scores" in value:
-            yield value["scores"]
+        if key in value:
+            yield value[key]
 
 
 def _without_fence(body: str) -> str:

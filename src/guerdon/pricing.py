@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Protocol
 
-from guerdon.answers import AnswerSpec, Scores
+from guerdon.answers import AnswerSpec, Choice, Preference, Scores
 from guerdon.errors import UsageError
 from guerdon.records import PictureFormat, Price, Quote, Request, canonical_json
 
@@ -416,6 +416,8 @@ CHARACTERS_A_TOKEN = 4
 """What vendors give as a rule of thumb for English."""
 ANALYSIS_TOKENS_AN_ACTION = 30
 """Expected length of free text, for each action it is about: a sentence or two."""
+ANALYSIS_TOKENS_A_PICTURE = 100
+"""Expected length of free text, for each picture it is about, if it is about no action. An assumption: a short paragraph."""
 SCORE_TOKENS = 3
 """Expected length of a score in a list, with its comma."""
 THINKING_TOKENS = 1000
@@ -442,11 +444,28 @@ class Estimate:
         return None if self.picture_tokens is None else self.picture_tokens + self.text_tokens
 
 
-def answer_tokens(answer: AnswerSpec, actions: int) -> int:
-    """Expected length of a good answer about so many actions, without thinking."""
+def answer_tokens(answer: AnswerSpec, actions: int, pictures: int = 0) -> int:
+    """Expected length of a good answer about so many actions, without thinking. Of a pair, both count.
+
+    `pictures`: single frames that are shown, 0 if that is not known. Where few of many are, nothing is said of the actions between them.
+    """
     if isinstance(answer, Scores):
         return 10 + SCORE_TOKENS * answer.n
-    return ANALYSIS_TOKENS_AN_ACTION * max(actions, 1)
+    if isinstance(answer, Choice):
+        longest = max(math.ceil(len(option) / CHARACTERS_A_TOKEN) for option in answer.options)
+        return 10 + (SCORE_TOKENS + longest) * answer.n
+    if isinstance(answer, Preference):
+        return 10
+    if not actions and pictures:
+        return ANALYSIS_TOKENS_A_PICTURE * pictures
+    seen = min(actions, pictures - 1) if pictures else actions
+    return ANALYSIS_TOKENS_AN_ACTION * max(seen, 1)
+
+
+def answer_tokens_of(request: Request) -> int:
+    """Expected length of a good answer to `request`, without thinking."""
+    evidence = request.evidence
+    return answer_tokens(request.answer, len(evidence.actions) + len(evidence.other_actions), len(evidence.frames))
 
 
 def estimate(
@@ -476,7 +495,7 @@ def estimate(
     sizes = [picture.pixels.shape[:2] for message in request.messages for picture in message.pictures]
     each = [picture_tokens(provider, model, width, height) if tokens_a_picture is None else tokens_a_picture for height, width in sizes]
     pictures = None if None in each else sum(tokens for tokens in each if tokens is not None)
-    output = answer_tokens(request.answer, len(request.evidence.actions)) + thinking_tokens if output_tokens is None else output_tokens
+    output = answer_tokens_of(request) + thinking_tokens if output_tokens is None else output_tokens
     output = output if max_output_tokens is None else min(output, max_output_tokens)
     dollars = None
     if provider in FREE:

@@ -131,13 +131,13 @@ class Subject:
     start: int
     stop: int
     annotation: int = 0
-    other: tuple[int, int, int] | None = None
-    """Episode, start and stop of the second one of a pair."""
+    other: tuple[int, int, int, int] | None = None
+    """Episode, start, stop and annotation of the second one of a pair."""
 
     @property
     def parts(self) -> tuple[Subject, ...]:
         """The subject itself, or each of the two of a pair."""
-        return (self,) if self.other is None else (replace(self, other=None), Subject(*self.other, self.annotation))
+        return (self,) if self.other is None else (replace(self, other=None), Subject(*self.other))
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,10 @@ class Sample:
 
     @property
     def subject(self) -> Subject:
-        second = None if self.other is None else self.other.segment
-        other = None if second is None else (second.episode, second.start, second.stop)
+        other = None
+        if self.other is not None:
+            second = self.other.segment
+            other = second.episode, second.start, second.stop, self.other.annotation
         return Subject(self.segment.episode, self.segment.start, self.segment.stop, self.annotation, other)
 
 
@@ -343,7 +345,7 @@ class Request:
 
 def _subject(record: Sequence[int]) -> Subject:
     episode, start, stop, annotation, *other = record
-    return Subject(episode, start, stop, annotation, (other[0], other[1], other[2]) if other else None)
+    return Subject(episode, start, stop, annotation, (other[0], other[1], other[2], other[3]) if other else None)
 
 
 @dataclass(frozen=True)

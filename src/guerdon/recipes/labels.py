@@ -30,7 +30,7 @@ from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet, corrected
 from guerdon.recipes.data import dataset_of, part_path
 from guerdon.recipes.settings import callable_with_settings
-from guerdon.records import EpisodeInfo, Label
+from guerdon.records import EpisodeInfo, Label, Unit
 from guerdon.runs import Manifest, Run
 
 COLUMNS = ("episode", "step", "value", "stop", "annotation", "note")
@@ -38,6 +38,9 @@ COLUMNS = ("episode", "step", "value", "stop", "annotation", "note")
 _REQUIRED = COLUMNS[:3]
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{1,15})?")
+
+_CORRECTABLE: frozenset[Unit] = frozenset({"transition"})
+"""What a label may be about to be set by hand. What is said of a whole segment, of a picture or of a pair is not said of one transition."""
 
 Place = tuple[int, int, int]
 """(episode, annotation, step) of a transition."""
@@ -185,7 +188,7 @@ def merge(run: Run, name: str, label_set: LabelSet) -> LabelSet:
     set is written; keeps the rater's labels beside it, so that corrections can be taken back.
 
     Raises:
-        RunError: if the corrections cannot be read, belong to another dataset or do not fit the scale of `label_set`.
+        RunError: if the corrections cannot be read, belong to another dataset, or do not fit the scale of `label_set` or what it is about.
         WriteFailed: if the disk is full.
     """
     path = _path(run, name, "corrections")
@@ -195,6 +198,9 @@ def merge(run: Run, name: str, label_set: LabelSet) -> LabelSet:
     cure = f"Move it away, or label under another --name; see: guerdon labels list {run.path} {name}"
     if corrections.metadata.get("dataset") != label_set.metadata.get("dataset"):
         raise RunError("holds corrections of labels of another dataset", where=str(path), cure=cure)
+    others = sorted(label_set.units - _CORRECTABLE)
+    if others:
+        raise RunError(f"holds corrections of transitions, but the new labels are about {others[0]}s", where=str(path), cure=cure)
     low, high = label_set.scale
     for label in corrections.labels:
         if label.value is None or label.unit != "transition" or not low <= label.value <= high:
@@ -341,11 +347,12 @@ class _Target:
             self._require_on_scale(correction.value, where)
             _require_in_dataset(correction, dataset, infos, where)
         machine = _by_place(self.machine.labels)
+        by_subtask = _by_subtask(self.machine, dataset)
         fresh: dict[Place, Label] = {}
         for correction, _ in given:
             info = infos[correction.episode]
             for place in correction.places:
-                fresh[place] = _human_label(correction, place, machine.get(place), info)
+                fresh[place] = _human_label(correction, place, machine.get(place), info, by_subtask=by_subtask)
         before = _by_place(self.corrections.labels)
         return self._of(before | fresh), sum(before.get(place) != label for place, label in fresh.items())
 
@@ -396,7 +403,7 @@ def _corrected(config: Config, change: Callable[[_Target], tuple[LabelSet, int]]
     run = Run.open(config.run)
     with _one_at_a_time(run):
         target = _Target(run, config.name)
-        units = sorted({label.unit for label in target.machine.labels} - {"transition", "segment"})
+        units = sorted(target.machine.units - _CORRECTABLE)
         if units:
             raise UsageError(f"its labels are about {units[0]}s; only labels of transitions are set by hand", where=str(target.path))
         corrections, changed = change(target)
@@ -439,10 +446,24 @@ def _require_in_dataset(correction: Correction, dataset: Dataset, infos: dict[in
         )
 
 
-def _human_label(correction: Correction, place: Place, machine: Label | None, info: EpisodeInfo) -> Label:
-    """The label of one transition, with the words that it was judged by."""
+def _by_subtask(machine: LabelSet, dataset: Dataset) -> bool:
+    """Whether the rater judged by the words of sub-tasks."""
+    infos: dict[int, EpisodeInfo] = {}
+    for label in machine.labels:
+        if label.episode not in infos:
+            infos[label.episode] = dataset.episode(label.episode)
+        annotations = infos[label.episode].annotations
+        if annotations and label.instruction != annotations[label.annotation].instruction:
+            return True
+    return False
+
+
+def _human_label(correction: Correction, place: Place, machine: Label | None, info: EpisodeInfo, *, by_subtask: bool) -> Label:
+    """The label of one transition, with the words that it was judged by, or would have been if the rater had been asked about it."""
     episode, annotation, step = place
     words = info.annotations[annotation].instruction if info.annotations else ""
+    if by_subtask and info.annotations:
+        words = next((span.text for span in info.annotations[annotation].spans if span.start <= step < span.stop), words)
     return Label(
         unit="transition",
         episode=episode,

@@ -2,7 +2,8 @@
 
 Nothing leaves this machine and no key is needed: raters are read as text, not built. The requests are the real ones, drawn by the method
 from the dataset's own windows, with answers of the expected length in place of real ones. All windows are counted; pictures are drawn for
-some of them, and the others are reckoned by their length.
+some of them, and the others are reckoned by their length. What is said here of windows holds for all that a method may judge: a picture has
+the length 0, a pair the length of both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from guerdon import discover, pricing
-from guerdon.answers import AnswerSpec, Scores
+from guerdon.answers import Choice, Preference, Scores
 from guerdon.errors import UnknownName, UsageError
 from guerdon.interfaces import Method
 from guerdon.providers._settings import remote_host
@@ -29,8 +30,14 @@ SECONDS_PER_REQUEST = 3.0
 """Seconds that one answer is assumed to take."""
 MOST_DRAWN = 64
 """Windows whose pictures are drawn."""
+_MOST_OBSERVATIONS = 4096
+"""Observations that are read for that, roughly: of long episodes fewer than `MOST_DRAWN` are drawn."""
+_FEWEST_DRAWN = 8
+"""Windows whose pictures are drawn however long they are."""
 BYTES_A_TOKEN = 4
 """Bytes of text that a token of a reply comes to when the reply is sent again in a later turn and counted there by its bytes."""
+_UNREADABLE = "?!?"
+"""A reply that is no answer but free text, and can be found where it is quoted."""
 _LONGEST_CONVERSATION = 100
 """Turns after which a method that never stops asking is given up."""
 
@@ -65,7 +72,7 @@ class Conversation:
     """The requests about one window. Their pictures have a size and no content."""
 
     length: int
-    """Transitions of the window."""
+    """Transitions of the window; 0 for a picture, those of both for a pair."""
     usual: tuple[Request, ...]
     """If every answer is a good one."""
     worst: tuple[Request, ...]
@@ -220,10 +227,12 @@ def _thinks(prefix: str, model: str) -> bool:
 
 
 def draw(windows: Iterable[Sample], method: Method, *, most: int = MOST_DRAWN) -> Drawn:
-    """The requests about up to `most` of the windows, evenly spread, with those of each length that have the most words among them."""
+    """The requests about up to `most` of the windows, evenly spread, with those of each length that have the most words among them. Of
+    windows with hundreds of transitions fewer are drawn."""
     everything = list(windows)
-    chosen = _chosen(everything, most)
-    lengths = Counter(sample.segment.length for sample in everything)
+    lengths = Counter(map(_length, everything))
+    observations = 1 + sum(length * count for length, count in lengths.items()) // max(len(everything), 1)
+    chosen = _chosen(everything, min(most, max(_FEWEST_DRAWN, _MOST_OBSERVATIONS // observations)))
     return Drawn(lengths, tuple(_conversation(everything[index], method, typical=chosen[index]) for index in sorted(chosen)))
 
 
@@ -231,11 +240,11 @@ def _chosen(windows: Sequence[Sample], most: int) -> dict[int, bool]:
     """Index of each window to draw -> whether it is typical."""
 
     def words(index: int) -> tuple[int, int]:
-        return len(windows[index].instruction) + sum(map(len, windows[index].actions)), -index
+        return len(windows[index].instruction) + sum(map(len, _actions(windows[index]))), -index
 
     by_length: dict[int, list[int]] = {}
     for index, sample in enumerate(windows):
-        by_length.setdefault(sample.segment.length, []).append(index)
+        by_length.setdefault(_length(sample), []).append(index)
     lengths = sorted(by_length)
     chosen = {max(by_length[lengths[position]], key=words): False for position in _evenly(len(lengths), min(most, len(lengths)))}
     for index in _evenly(len(windows), min(most, len(windows))):
@@ -244,37 +253,53 @@ def _chosen(windows: Sequence[Sample], most: int) -> dict[int, bool]:
     return chosen
 
 
+def _actions(sample: Sample) -> tuple[str, ...]:
+    """Names of the actions, of a pair those of both."""
+    return sample.actions + (sample.other.actions if sample.other else ())
+
+
+def _length(sample: Sample) -> int:
+    """Transitions that a sample shows, of a pair those of both."""
+    return sample.segment.length + (sample.other.segment.length if sample.other else 0)
+
+
 def _evenly(count: int, wanted: int) -> list[int]:
     """`wanted` of the positions 0 .. count-1, the last and, if there are two, the first among them."""
     return sorted({round(position) for position in np.linspace(count - 1, 0, wanted)})
 
 
 def _conversation(sample: Sample, method: Method, *, typical: bool) -> Conversation:
+    length = _length(sample)
     first = method.next(sample, [])
     if first is None:
-        return Conversation(sample.segment.length, (), (), typical)
+        return Conversation(length, (), (), typical)
     first = first.with_pictures(_light)
-    actions = sample.segment.length
-    usual = _played(sample, method, first, lambda answer: _filler(answer, actions))
-    worst = _played(sample, method, first, lambda _: "?")
-    return Conversation(actions, usual, worst, typical)
+    usual = _played(sample, method, first, _filler)
+    worst = _played(sample, method, first, lambda _: _UNREADABLE)
+    return Conversation(length, usual, worst, typical)
 
 
-def _played(sample: Sample, method: Method, first: Request, reply: Callable[[AnswerSpec], str]) -> tuple[Request, ...]:
-    """The conversation that begins with `first` if every request gets the `reply` to its kind of answer."""
+def _played(sample: Sample, method: Method, first: Request, reply: Callable[[Request], str]) -> tuple[Request, ...]:
+    """The conversation that begins with `first` if every request gets its `reply`."""
     exchanges: list[Exchange] = []
     request: Request | None = first
     while request is not None and len(exchanges) < _LONGEST_CONVERSATION:
-        exchanges.append(Exchange(request, Reply(reply(request.answer))))
+        exchanges.append(Exchange(request, Reply(reply(request))))
         request = method.next(sample, exchanges)
     return tuple(exchange.request for exchange in exchanges)
 
 
-def _filler(answer: AnswerSpec, actions: int) -> str:
+def _filler(request: Request) -> str:
     """An answer of the expected length."""
+    answer = request.answer
     if isinstance(answer, Scores):
         return answer.render([answer.low] * answer.n)
-    characters = pricing.CHARACTERS_A_TOKEN * pricing.answer_tokens(answer, actions)
+    if isinstance(answer, Choice):
+        longest = max(range(len(answer.options)), key=lambda position: len(answer.options[position]))
+        return answer.render([longest] * answer.n)
+    if isinstance(answer, Preference):
+        return answer.render(0.5)
+    characters = pricing.CHARACTERS_A_TOKEN * pricing.answer_tokens_of(request)
     return ("word " * characters)[:characters]
 
 
@@ -314,7 +339,7 @@ def planned(
         return asked[min(request.rater, len(asked) - 1)]
 
     usual = _weighted(drawn, lambda each: [_expected(request, rater_of(request)) for request in each.usual])
-    certain = _at_most(drawn, lambda each: [_ceiling(request, rater_of(request)) for request in each.worst])
+    certain = _at_most(drawn, lambda each: [_ceiling(request, rater_of(request), turn) for turn, request in enumerate(each.worst)])
     requests, pictures, picture_tokens, text_tokens, output_tokens, dollars, batch_dollars = (
         None if value is None else value * times for value in usual
     )
@@ -367,8 +392,9 @@ def _expected(request: Request, asked: Asked) -> _Amounts:
     return 1, now.pictures, now.picture_tokens, now.text_tokens, now.output_tokens, dollars, waiting
 
 
-def _ceiling(request: Request, asked: Asked) -> float | None:
-    """The most that one attempt can cost if the replies that it quotes are as long as they may be."""
+def _ceiling(request: Request, asked: Asked, turn: int) -> float | None:
+    """The most that one attempt can cost if the replies that it quotes are as long as they may be: all before this `turn`, each once, or as
+    often as it is found."""
     if asked.free:
         return 0.0
     if asked.max_output_tokens is None:
@@ -376,7 +402,7 @@ def _ceiling(request: Request, asked: Asked) -> float | None:
     quote = pricing.quote(
         request, provider=asked.provider, model=asked.model, max_output_tokens=asked.max_output_tokens, price=asked.price
     )  # fmt: skip
-    quoted = sum(message.role == "assistant" for message in request.messages)
+    quoted = max(turn, sum(message.text.count(_UNREADABLE) for message in request.messages))
     tokens = quote.input_tokens + quoted * BYTES_A_TOKEN * asked.max_output_tokens
     return pricing.dollars_at_most(asked.provider, asked.model, tokens, asked.max_output_tokens, price=asked.price)
 
