@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guerdon.frames import MosaicRecipe, frame_picture, mosaic, tile_boxes
+from guerdon.frames import MosaicRecipe, frame_picture, mosaic, tile, tile_boxes
 from guerdon.records import Frames, PictureFormat, array_digest
 
 GOLDEN = Path(__file__).parent / "data" / "mosaic.png"
@@ -132,3 +132,15 @@ def test_tiles_never_overlap_and_lie_inside(count: int, height: int, width: int,
         assert 4 <= left < right <= pixels.shape[1]
         covered[top - 18 : bottom, left:right] += 1
     assert covered.max() == 1
+
+
+@pytest.mark.parametrize(("height", "width", "shape"), [(20, 30, (200, 300, 3)), (700, 1400, (234, 467, 3))])
+def test_a_tile_is_what_a_mosaic_shows_without_margin_and_number(height: int, width: int, shape: tuple[int, int, int]) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    alone, whole = tile(frame), mosaic(frame[None])
+    ((top, left, bottom, right),) = tile_boxes(1, height, width)
+    assert alone.pixels.shape == shape
+    np.testing.assert_array_equal(alone.pixels, whole.pixels[top:bottom, left:right])
+    assert len({alone.id, whole.id, frame_picture(frame).id, tile(frame, MosaicRecipe(tile=100)).id}) == 4
+    if height == 20:
+        np.testing.assert_array_equal(alone.pixels[::10, ::10], frame)

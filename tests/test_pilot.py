@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from guerdon.answers import Scores
+from guerdon.methods.preference import Preference
+from guerdon.methods.rating import Rating
 from guerdon.methods.rg_vlm import RgVlm
 from guerdon.recipes.pilot import judge, wrong_instructions
 from guerdon.records import Exchange, Failure, Reply, Sample, Transcript, Usage
-from guerdon.samples import select
+from guerdon.samples import Config, select
 from tests.memory import MemoryDataset, MemoryEpisode
 
 METHOD = RgVlm()
@@ -98,3 +100,48 @@ def test_wrong_instructions_are_those_of_other_episodes() -> None:
 def test_without_another_instruction_there_is_nothing_to_compare() -> None:
     dataset = MemoryDataset([MemoryEpisode(2), MemoryEpisode(2)])
     assert wrong_instructions(list(select(dataset)), dataset) == []
+
+
+# --- ratings and preferences --------------------------------------------------------------------------------------------------------
+
+
+def rated(method: Rating, sample: Sample, reply: str) -> Transcript:
+    exchanges: list[Exchange] = []
+    for text in ("It is open.", reply):
+        request = method.next(sample, exchanges)
+        assert request is not None
+        exchanges.append(Exchange(request, Reply(text, usage=Usage(dollars=0.01))))
+    return Transcript(sample, tuple(exchanges))
+
+
+def test_ratings_are_contrasted_by_their_mean_class() -> None:
+    method = Rating()
+    dataset = MemoryDataset([MemoryEpisode(1, f"go to ball {number}") for number in range(6)])
+    chosen = list(select(dataset, Config(kind="pictures")))
+    wrong = wrong_instructions(chosen, dataset)
+    good = [rated(method, sample, '{"ratings": ["Good"]}') for sample in chosen]
+    bad = [rated(method, sample, '{"ratings": ["Bad"]}') for sample in wrong]
+    heeding = judge(method, good, bad, 100)
+    assert heeding.contrast is not None
+    assert (heeding.contrast.pairs, heeding.contrast.right, heeding.contrast.wrong) == (6, 2.0, 0.0)
+    assert heeding.problems == ()
+    deaf = judge(method, good, [rated(method, sample, '{"ratings": ["Good"]}') for sample in wrong], 100)
+    assert len(deaf.problems) == 1
+
+
+def test_preferences_have_no_wrong_instruction() -> None:
+    method = Preference()
+    dataset = MemoryDataset([MemoryEpisode(4, f"go to ball {number}") for number in range(6)])
+    chosen = list(select(dataset, Config(kind="picture pairs", sample=6)))
+    assert wrong_instructions(chosen, dataset) == []
+    exchanges = []
+    request = method.next(chosen[0], [])
+    assert request is not None
+    exchanges.append(Exchange(request, Reply("The second one.")))
+    request = method.next(chosen[0], exchanges)
+    assert request is not None
+    exchanges.append(Exchange(request, Reply('{"better": "second"}')))
+    pilot = judge(method, [Transcript(chosen[0], tuple(exchanges))], [], 100)
+    assert pilot.contrast is None
+    assert pilot.remark == "whether the rater heeds the words cannot be told from preferences: by wrong words neither of two is better"
+    assert pilot.problems == ()

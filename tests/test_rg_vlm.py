@@ -6,7 +6,7 @@ import pytest
 
 from guerdon.answers import Scores, Text
 from guerdon.errors import UsageError
-from guerdon.methods.rg_vlm import Prompt, RgVlm
+from guerdon.methods.rg_vlm import RgVlm
 from guerdon.records import Exchange, Failure, Reply, Request, Sample, Transcript
 from guerdon.samples import Config, select
 from tests.memory import MemoryDataset, MemoryEpisode
@@ -157,4 +157,4 @@ def test_a_bad_prompt_file_is_refused_with_its_place(tmp_path: Path, text: str, 
 
 def test_a_missing_prompt_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the prompt"):
-        Prompt.load(tmp_path / "none.txt")
+        RgVlm(RgVlm.Config(prompt=tmp_path / "none.txt"))

@@ -1,8 +1,9 @@
 """From frames to the pictures that a rater sees.
 
-`frame_picture` makes one frame a picture. `mosaic` puts the frames of a window into one picture, in reading order, each with its number in
-the white margin above it: nothing is ever drawn over a pixel that the rater is to judge. Small frames are enlarged by an integer factor,
-pixel by pixel, because raters downscale and misread tiny pictures; only frames above a limit are shrunk.
+`frame_picture` makes one frame a picture, and `tile` does so at the size that raters see. `mosaic` puts the frames of a window into one
+picture, in reading order, each with its number in the white margin above it: nothing is ever drawn over a pixel that the rater is to judge.
+Small frames are enlarged by an integer factor, pixel by pixel, because raters downscale and misread tiny pictures; only frames above a
+limit are shrunk.
 
 A picture's id is the digest of its source frames and of the recipe, so a stored answer stays valid for as long as the picture would come
 out the same. Everything is drawn with integer arithmetic and an embedded bitmap font; a golden picture in the tests pins the result for
@@ -109,6 +110,16 @@ def frame_picture(frame: Frames) -> Picture:
     """One frame (H, W, 3) uint8 as a picture, unchanged. Raises ValueError for another shape or dtype."""
     _check(frame, 3)
     return Picture(array_digest(frame), frame)
+
+
+def tile(frame: Frames, recipe: MosaicRecipe | None = None) -> Picture:
+    """One frame (H, W, 3) uint8 as a mosaic shows it, enlarged or shrunk, without margin and number. Raises ValueError for another shape or
+    dtype."""
+    recipe = recipe or MosaicRecipe()
+    _check(frame, 3)
+    whole = mosaic(frame[np.newaxis], recipe)
+    ((top, left, bottom, right),) = tile_boxes(1, frame.shape[0], frame.shape[1], recipe)
+    return Picture(digest("guerdon tile", whole.id), whole.pixels[top:bottom, left:right].copy())
 
 
 def mosaic(frames: Frames, recipe: MosaicRecipe | None = None) -> Picture:

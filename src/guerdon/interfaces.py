@@ -275,6 +275,8 @@ class Step:
     """Share of the task's sub-tasks completed so far, in [0, 1]."""
     terminated: bool
     """The task is completed, or cannot be completed any more."""
+    reward: float = 0.0
+    """What the environment itself says the action was worth; privileged: no rater and no policy may see it."""
 
 
 class Environment(ABC):
@@ -302,6 +304,9 @@ class Environment(ABC):
 
 class Actor(ABC):
     """Something that acts: a trained policy or a baseline. Acts in several environments at once; keeps its memory of each."""
+
+    views: tuple[str, ...] | None = None
+    """Cameras it looks through, so that no others need be drawn; None if it may look through any."""
 
     @abstractmethod
     def reset(self, tasks: Sequence[Task]) -> None:

@@ -20,18 +20,20 @@ def main(arguments: Sequence[str]) -> int:
         print(labelled.stopped)
     elif not labelled.complete:
         print(f"coverage {labelled.labels.coverage:.1%} is below --min-coverage {config.min_coverage:.1%}")
-        print(_what_next({str(state).partition(":")[0] for state in labelled.results["states"]}))
+        print(_what_next(labelled.results["states"]))
     return 0 if labelled.complete else 1
 
 
 def _what_next(states: Collection[str]) -> str:
-    """What can be done about windows without a label."""
+    """What can be done about what has no label. `states`: the names of the states, with their causes."""
     cures = {
+        "failed: unsupported": "The rater cannot answer such questions (unsupported): ask another one, or change its settings.",
         "failed": "The same command asks again what failed in passing.",
         "refused": "With --retry-failed it also asks again what was refused.",
         "unreadable": "Answers that cannot be read stay so: change the prompt, the pictures or the rater.",
     }
-    return " ".join(cure for state, cure in cures.items() if state in states) or "Choose more windows."
+    found = {state if state in cures else state.partition(":")[0] for state in map(str, states)}
+    return " ".join(cure for state, cure in cures.items() if state in found) or "Choose more to be judged: a larger --sample or --fraction."
 
 
 def _tell(labelled: label.Labelled) -> None:
@@ -39,16 +41,24 @@ def _tell(labelled: label.Labelled) -> None:
     if results["pilot"]:
         _tell_pilot(results["pilot"])
     title = f"labels by {labelled.labels.metadata['rater']}"
-    _show.table(("state of the labels", "transitions"), sorted(results["states"].items()), title=title)
+    _show.table(("state of the labels", _labelled_things(labelled)), sorted(results["states"].items()), title=title)
     rows = [(name, _amount(results["planned"][key]), _amount(results[key])) for name, key in _AMOUNTS]
     _show.table(("cost", "planned", "billed"), rows)
     failures = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in sorted(results["failures"].items())) or "none"
     print(
-        f"{results['windows']} windows; {results['sent_now']} requests sent now, {results['found']} found in the store; "
+        f"{results['windows']} {results['judged']}; {results['sent_now']} requests sent now, {results['found']} found in the store; "
         f"failed attempts: {failures}; {duration(results['seconds'])}"
     )
-    print("planned: all of these windows, nothing from the store; billed: all that this run folder has ever sent")
+    if results["nothing_to_ask"]:
+        print(f"skipped: {results['nothing_to_ask']} of them look the same, pixel by pixel: nothing to ask")
+    print(f"planned: all of these {results['judged']}, nothing from the store; billed: all that this run folder has ever sent")
     print(f"written: {labelled.path}")
+
+
+def _labelled_things(labelled: label.Labelled) -> str:
+    """What carries a label each, in the plural."""
+    labels = labelled.labels.labels
+    return "transitions" if labels and labels[0].unit == "transition" else str(labelled.results["judged"])
 
 
 _AMOUNTS = (("requests", "requests"), ("input tokens", "input_tokens"), ("output tokens", "output_tokens"), ("dollars", "dollars"))
@@ -63,9 +73,9 @@ def _amount(value: float | None) -> str:
 def _tell_pilot(pilot: Mapping[str, Any]) -> None:
     contrast = pilot["contrast"]
     scores = "-" if contrast is None else f"{contrast['right']:.2f} by the right words, {contrast['wrong']:.2f} by wrong ones"
-    projected = "unknown" if pilot["projected_dollars"] is None else f"{money(pilot['projected_dollars'])} for all windows"
+    projected = "unknown" if pilot["projected_dollars"] is None else f"{money(pilot['projected_dollars'])} for all {pilot['judged']}"
     rows = [
-        ("windows", pilot["windows"]),
+        (pilot["judged"], pilot["windows"]),
         *((name, f"{pilot[name]:.0%}") for name in ("unreadable", "refused", "failed")),
         ("mean score", scores),
         ("cost", projected),

@@ -52,7 +52,7 @@ def _tell(planned: plan.Plan, config: plan.Config) -> None:
 def _notes(planned: plan.Plan, config: plan.Config) -> Iterator[str]:
     """What a reader must know of the numbers."""
     drawn = "all of them drawn" if planned.drawn == planned.windows else f"{planned.drawn:,} drawn, the others reckoned by their length"
-    yield f"{planned.windows:,} windows of {planned.transitions:,} transitions: {drawn}. Nothing was sent."
+    yield f"{planned.windows:,} {planned.judged}, about {planned.transitions:,} transitions: {drawn}. Nothing was sent."
     yield "dollars: today's list prices or --price; nothing comes from a vendor's cache or from the store."
     if config.price:
         yield "dollars in batches: --price says nothing of them."

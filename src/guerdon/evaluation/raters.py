@@ -2,7 +2,7 @@
 
 Reads a label set (one score per transition) and the dataset's privileged field "contribution": per transition +1 if the action served the
 instruction (the way to go became shorter, or a sub-task was completed), 0 if it changed nothing, -1 if it hindered, NaN where unknown.
-Writes nothing.
+Writes nothing. Ratings and preferences are measured in `ratings.py`.
 
 The numbers are agreement with that ground truth in that simulator. They are NOT the "task-completion accuracy" of Table I of the RG-VLM
 paper (arXiv 2504.08772), whose protocol is not published. A number alone also says little, because actions are easy to guess: in recorded
@@ -24,6 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from guerdon.errors import RunError
+from guerdon.evaluation.ratings import RatingQuality as RatingQuality
+from guerdon.evaluation.ratings import holds_ratings
+from guerdon.evaluation.ratings import measure_ratings as measure_ratings
 from guerdon.evaluation.statistics import Estimate
 from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet
@@ -127,9 +130,12 @@ def measure(label_set: LabelSet, dataset: Dataset, *, seed: int = 0, resamples: 
         seed: of the folds of the blind baselines and of the bootstrap.
 
     Raises:
-        RunError: if a label is about a transition that the dataset does not have.
+        RunError: if a label is about a transition that the dataset does not have, or the labels are ratings or preferences.
         DatasetError: if the dataset cannot be read.
     """
+    if holds_ratings(label_set):
+        cure = "Measure it with evaluation.raters.measure_ratings."
+        raise RunError("its labels are ratings or preferences, not scores of transitions", where="the label set", cure=cure)
     labels = [label for label in label_set.labels if label.unit == "transition" and label.state != "human"]  # a person's are not its own
     valued = [label for label in labels if label.value is not None]
     reasons: dict[str, str] = {}

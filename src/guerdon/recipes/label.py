@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from guerdon.asking.progress import Progress
 from guerdon.asking.scheduler import InBatches, ask
 from guerdon.asking.store import Store
 from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
+from guerdon.evaluation.truth import qualities
 from guerdon.interfaces import Dataset, Method, Provider
 from guerdon.labels import LabelSet, vote
 from guerdon.recipes import raters, reckoning
@@ -33,7 +34,7 @@ from guerdon.recipes.labels import merge as with_corrections
 from guerdon.recipes.pilot import Pilot, judge, wrong_instructions
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.recipes.watch import Watch, money, watching
-from guerdon.records import Label, Sample, Subject, Transcript
+from guerdon.records import Label, Sample, Span, Subject, Transcript
 from guerdon.rewards.compose import RESERVED
 from guerdon.runs import Manifest
 
@@ -69,7 +70,8 @@ class Config(DataOptions):
     price: tuple[str, ...] = ()
     """Dollars per million tokens, as INPUT,OUTPUT, of a model without a known price (or for a price of your own), once for each --vlm."""
     pilot: int = 0
-    """Ask about so many windows first, and about the same ones with wrong instructions; stop there if the answers are no good."""
+    """Ask about so many windows, pictures, segments or episodes first, and about the same ones with wrong instructions; stop there if the
+    answers are no good."""
     pilot_instruction: str = ""
     """Wrong instruction for the pilot; another episode's if not given."""
     force: bool = False
@@ -94,8 +96,10 @@ class Config(DataOptions):
     """File that progress is added to as JSON lines."""
     quiet: bool = False
     """Show no progress."""
+    keep_votes: Suppress[bool] = False
+    """Hand out the labels of each repeat, too, for who compares them."""
     sampling: Suppress[samples.Config] = field(default_factory=samples.Config)
-    """Which windows are judged."""
+    """Which windows, pictures, segments, episodes or pairs are judged."""
     method_settings: Suppress[Any] = None
     """Config of the method; its defaults if not given."""
     rater_settings: Suppress[Mapping[str, Any]] = field(default_factory=dict)
@@ -146,6 +150,8 @@ class Labelled:
     """Whether coverage reached what was asked for."""
     stopped: str = ""
     """Why not all was asked: the ceiling was reached, or batches are under way. Empty if all was asked."""
+    votes: Mapping[int, Sequence[Label]] = field(default_factory=dict)
+    """With `keep_votes`: the labels of each repeat, before they became one each."""
 
 
 @callable_with_settings(Config)
@@ -159,7 +165,8 @@ def label(config: Config) -> Labelled:
     """
     dataset = open_data(config.dataset, config)
     method = make_method(config, dataset)
-    providers = [make_rater(spec, dataset, config.rater_settings) for spec in config.vlm]
+    config = with_kind(config, method)
+    providers = [make_rater(spec, dataset, config.rater_settings, config.sampling.unit) for spec in config.vlm]
     for provider, price in zip(providers, raters.prices_of(config.vlm, config.price), strict=True):
         provider.price = price
     for provider in providers:
@@ -178,11 +185,12 @@ def label(config: Config) -> Labelled:
         finally:
             asker.close()
         costs = store.costs(run.id)
-    labels = sorted(answered, key=lambda label: (label.episode, label.annotation, label.start, label.stop))
+    labels = sorted(answered, key=_place)
     label_set = with_corrections(run, config.label_set, LabelSet(labels, _meaning(method, providers, dataset)))
     label_set.write(path)
     results = {
         "windows": selection.samples,
+        "judged": config.sampling.judged,
         "transitions": selection.transitions,
         "requests": costs.requests,
         "found": counts.found,
@@ -199,6 +207,7 @@ def label(config: Config) -> Labelled:
         "states": dict(label_set.counts()),
         "corrections": label_set.counts()["human"],
         "coverage": label_set.coverage,
+        "nothing_to_ask": asker.nothing_to_ask,
         "planned": expected.to_record(),
         "pilot": trial.to_record() if trial else None,
         "stopped": stopped,
@@ -206,7 +215,23 @@ def label(config: Config) -> Labelled:
         "fingerprint": label_set.fingerprint,
     }
     run.finish(path, Manifest(as_record(replace(config, store=store.name)), {"dataset": dataset.fingerprint}, results))
-    return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage, stopped)
+    askable = 1.0 - asker.nothing_to_ask / max(len(label_set.labels), 1)
+    return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage * askable, stopped, asker.votes)
+
+
+Settings = TypeVar("Settings", bound=Config)
+
+
+def with_kind(config: Settings, method: Method) -> Settings:
+    """The settings of a command whose samples are of the kind that the method wants to be shown. Raises UsageError for settings of the
+    sampling that mean nothing there."""
+    return replace(config, sampling=replace(config.sampling, kind=method.samples))
+
+
+def _place(label: Label) -> tuple[int, ...]:
+    """Where a label belongs among the others."""
+    second = () if label.episode_b is None else (label.episode_b, label.start_b or 0, label.stop_b or 0)
+    return label.episode, label.annotation, label.start, label.stop, *second
 
 
 def selection_of(config: Config, dataset: Dataset) -> samples.Selection:
@@ -257,10 +282,13 @@ def make_method(config: Config, dataset: Dataset) -> Method:
     return method
 
 
-def make_rater(spec: str, dataset: Dataset, settings: Mapping[str, Any]) -> Provider:
-    """The rater that a `--vlm` text names. Raises UnknownName, UsageError, ProviderError or MissingExtra."""
-    truth = truth_of(dataset)
-    return raters.build(spec, config=settings.get(raters.provider_of(spec)), truth=truth, truth_id=dataset.fingerprint if truth else None)
+def make_rater(spec: str, dataset: Dataset, settings: Mapping[str, Any], unit: Unit = "episode") -> Provider:
+    """The rater that a `--vlm` text names, for samples of a `unit` (see `samples.Config`). Raises UnknownName, UsageError, ProviderError or
+    MissingExtra."""
+    truth = truth_of(dataset, unit)
+    return raters.build(
+        spec, config=settings.get(raters.provider_of(spec)), truth=truth.contributions, qualities=truth.qualities, truth_id=truth.id
+    )
 
 
 def chosen_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,22 +296,72 @@ def chosen_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config for name, config in settings.items() if config != type(config)()}
 
 
-def truth_of(dataset: Dataset) -> Callable[[Subject], npt.NDArray[np.floating[Any]]] | None:
-    """Ground truth for scripted raters: whether each transition of a subject serves (+1), does not matter (0) or hinders (-1); None if the
-    dataset has none."""
-    if not len(dataset) or "contribution" not in dataset.privileged(0):
-        return None
+Table = Callable[[Subject], npt.NDArray[np.floating[Any]]]
+Unit = Literal["episode", "subtask"]
 
+
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth for scripted raters. A table is None if the dataset says nothing of it."""
+
+    contributions: Table | None
+    """Whether each transition of a subject serves (+1), does not matter (0) or hinders (-1)."""
+    qualities: Table | None
+    """How far the instruction is fulfilled at each observation of a subject, in [0, 1]."""
+    id: str | None
+    """What tells these tables from others."""
+
+
+def truth_of(dataset: Dataset, unit: Unit = "episode") -> Truth:
+    """What a dataset knows. With the unit "subtask", qualities are those of the sub-task that a subject lies in. Nothing serves, and
+    nothing fulfils, words that are none of the episode's (annotation -1)."""
+    known = dataset.privileged(0) if len(dataset) else {}
+    contributions = _contributions(dataset) if "contribution" in known else None
+    fulfilled = _qualities(dataset, unit) if len(dataset) and qualities(dataset, 0) is not None else None
+    by_subtask = " by sub-task" if fulfilled is not None and unit == "subtask" else ""
+    return Truth(contributions, fulfilled, None if contributions is fulfilled is None else dataset.fingerprint + by_subtask)
+
+
+def _contributions(dataset: Dataset) -> Table:
     @lru_cache(maxsize=64)  # every window of an episode asks twice
     def contribution(episode: int) -> npt.NDArray[np.floating[Any]]:
         return dataset.privileged(episode)["contribution"]
 
     def truth(subject: Subject) -> npt.NDArray[np.floating[Any]]:
-        if subject.annotation < 0:  # judged by words that are none of the episode's: nothing in it serves them
+        if subject.annotation < 0:
             return np.zeros(subject.stop - subject.start)
         return contribution(subject.episode)[subject.start : subject.stop]
 
     return truth
+
+
+def _qualities(dataset: Dataset, unit: Unit) -> Table:
+    @lru_cache(maxsize=1024)  # the two of a pair come from anywhere
+    def of(episode: int, span: Span | None) -> npt.NDArray[np.floating[Any]]:
+        found = qualities(dataset, episode, span)
+        if found is None:
+            raise LookupError(f"nothing is known of episode {episode}")
+        return found
+
+    def truth(subject: Subject) -> npt.NDArray[np.floating[Any]]:
+        if subject.annotation < 0:
+            return np.zeros(subject.stop - subject.start + 1)
+        span = _span_of(dataset, subject) if unit == "subtask" else None
+        return of(subject.episode, span)[subject.start : subject.stop + 1]
+
+    return truth
+
+
+def _span_of(dataset: Dataset, subject: Subject) -> Span:
+    """The sub-task that a subject lies in; a picture belongs to the one that led to it. Raises LookupError if there is none."""
+    first = min(subject.start, subject.stop - 1)
+    annotations = dataset.episode(subject.episode).annotations
+    own = annotations[subject.annotation : subject.annotation + 1]
+    for annotation in (*own, *annotations):  # the second one of a pair may have its words from another annotation
+        for span in annotation.spans:
+            if span.start <= first and subject.stop <= span.stop:
+                return span
+    raise LookupError(f"no sub-task of episode {subject.episode} holds {subject.start} to {subject.stop}")
 
 
 class _Asker:
@@ -301,6 +379,10 @@ class _Asker:
     ) -> None:
         self._config, self._dataset, self._method, self._providers, self._store, self._run = config, dataset, method, providers, store, run
         self._expected = expected
+        self.nothing_to_ask = 0
+        """Labels of which the method had nothing to ask, such as a pair that looks the same."""
+        self.votes: dict[int, list[Label]] = {}
+        """Labels of each repeat, if they are to be kept."""
 
     def close(self) -> None:
         """Gives the raters' connections back."""
@@ -332,10 +414,11 @@ class _Asker:
             [transcript for transcript in heard if transcript.sample.annotation >= 0],
             [transcript for transcript in heard if transcript.sample.annotation < 0],
             total * config.repeats,
+            judged=config.sampling.judged,
         )
         if found.problems and not config.force:
             cure = "Look at the replies (guerdon store), change the prompt, the pictures or the rater; --force goes on all the same."
-            raise BadPilot(f"the pilot of {found.windows} windows is bad: {'; '.join(found.problems)}", cure=cure)
+            raise BadPilot(f"the pilot of {found.windows} {found.judged} is bad: {'; '.join(found.problems)}", cure=cure)
         return found
 
     def ask_all(self, total: int) -> tuple[list[Label], Progress, str]:
@@ -347,7 +430,11 @@ class _Asker:
         stopped = ""
 
         def keep(transcript: Transcript) -> None:
-            answers.setdefault(transcript.sample.subject, []).append(self._method.read(transcript))
+            found = self._method.read(transcript)
+            self.nothing_to_ask += 0 if transcript.exchanges or transcript.sample.subject in answers else len(found)
+            answers.setdefault(transcript.sample.subject, []).append(found)
+            if config.keep_votes:
+                self.votes.setdefault(transcript.repeat, []).extend(found)
 
         with watching(
             description, total * config.repeats, quiet=config.quiet, note=self._note(), log=config.log_json,
@@ -423,10 +510,12 @@ def _printable(path: Path) -> str:
 
 
 def _meaning(method: Method, providers: Sequence[Provider], dataset: Dataset) -> dict[str, Any]:
+    classes = getattr(method, "classes", ())
     return {
         "method": method.name,
         "version": method.version,
         "scale": list(method.scale),
+        **({"levels": list(classes)} if classes else {}),
         "rater": " then ".join(provider.rater.name for provider in providers),
         "rater_settings": [dict(provider.rater.settings) for provider in providers],
         "dataset": dataset.fingerprint,

@@ -7,7 +7,7 @@ the right questions are kept and not paid for again; those to the wrong ones are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from guerdon import seeding
 from guerdon.interfaces import Dataset, Method
-from guerdon.records import Exchange, Failure, Label, Sample, Transcript
+from guerdon.records import EpisodeInfo, Exchange, Failure, Label, Sample, Transcript
 
 MOST_UNREADABLE, MOST_REFUSED, MOST_FAILED = 0.1, 0.1, 0.2
 """Shares of windows above which a pilot is bad."""
@@ -63,6 +63,8 @@ class Pilot:
     """What all windows cost at that rate."""
     seconds_per_window: float | None
     """Seconds of waiting for replies, one after the other."""
+    judged: str = "windows"
+    """What the things are that were asked about, in the plural."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -72,11 +74,13 @@ class Pilot:
             ("refused", self.refused, MOST_REFUSED),
             ("failed", self.failed, MOST_FAILED),
         )
-        found = [f"{share:.0%} of the windows were {name} (at most {limit:.0%} is good)" for name, share, limit in limits if share > limit]
+        found = [
+            f"{share:.0%} of the {self.judged} were {name} (at most {limit:.0%} is good)" for name, share, limit in limits if share > limit
+        ]
         contrast = self.contrast
         if contrast is not None and contrast.pairs >= FEWEST_PAIRS and not contrast.passed:
             difference = f"{contrast.right:.2f} against {contrast.wrong:.2f} on average, the difference may be {contrast.low:.2f}"
-            found.append(f"windows score no lower by a wrong instruction ({difference})")
+            found.append(f"{self.judged} score no lower by a wrong instruction ({difference})")
         return tuple(found)
 
     def to_record(self) -> dict[str, Any]:
@@ -87,16 +91,24 @@ class Pilot:
 def wrong_instructions(samples: Sequence[Sample], dataset: Dataset, *, instruction: str = "", seed: int = 0) -> list[Sample]:
     """Each sample once more, with words that belong to another episode (or `instruction`), at annotation -1: not one of the episode's own.
 
-    Of a few instructions drawn at random the one with the fewest words in common is taken. Samples for which there is none are left out.
+    Of a few instructions drawn at random the one with the fewest words in common is taken; other wordings of the episode's task are not
+    wrong. Samples for which there is none are left out,
+    and so are pairs: by wrong words neither of two is better, so there is no lower answer to look for.
     """
-    known = sorted({annotation.instruction for info in dataset.episodes() for annotation in info.annotations})
+    samples = [sample for sample in samples if sample.other is None]
+    tasks: dict[str, set[str | None]] = {}
+    for info in dataset.episodes():
+        for annotation in info.annotations:
+            tasks.setdefault(annotation.instruction, set()).add(_task_of(info))
+    known = sorted(tasks)
     found = []
     for sample in samples:
         info = dataset.episode(sample.segment.episode)
         own = {words for each in info.annotations for words in (each.instruction, *(span.text for span in each.spans))} | {
             sample.instruction
         }
-        others = [instruction] if instruction else [text for text in known if text not in own and text.strip()]
+        same = {_task_of(info)} - {None}
+        others = [instruction] if instruction else [text for text in known if text not in own and text.strip() and not tasks[text] & same]
         if not others or others[0] in own:
             continue
         random = seeding.generator(seed, "wrong instruction", sample.segment.episode, sample.segment.start, sample.annotation)
@@ -106,7 +118,15 @@ def wrong_instructions(samples: Sequence[Sample], dataset: Dataset, *, instructi
     return found
 
 
-def judge(method: Method, right: Sequence[Transcript], wrong: Sequence[Transcript], windows: int) -> Pilot:
+def _task_of(info: EpisodeInfo) -> str | None:
+    """Name of the task that a recorder of ours gave an episode, in a world where a task means the same in all its wordings."""
+    task = info.metadata.get("task")
+    spec = task.get("spec") if isinstance(task, Mapping) else None
+    name = spec.get("name") if isinstance(spec, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def judge(method: Method, right: Sequence[Transcript], wrong: Sequence[Transcript], windows: int, *, judged: str = "windows") -> Pilot:
     """What the conversations of a trial say. Pure.
 
     Args:
@@ -114,6 +134,7 @@ def judge(method: Method, right: Sequence[Transcript], wrong: Sequence[Transcrip
         right: about windows and their own instructions.
         wrong: about the same windows and wrong instructions; empty if there are none.
         windows: how many there are in the whole.
+        judged: what they are, in the plural.
     """
     states = [_state(method.read(transcript)) for transcript in right]
     dollars = _mean_dollars(right)
@@ -124,12 +145,13 @@ def judge(method: Method, right: Sequence[Transcript], wrong: Sequence[Transcrip
         refused=_share(states, "refused"),
         failed=_share(states, "failed"),
         contrast=_contrast(pairs) if pairs else None,
-        remark=_remark(pairs, wrong),
+        remark=_remark(right, pairs, wrong, judged),
         dollars_per_window=dollars,
         projected_dollars=None if dollars is None else dollars * windows,
         seconds_per_window=float(np.mean([sum(exchange.outcome.seconds for exchange in each.exchanges) for each in right]))
         if right
         else None,
+        judged=judged,
     )
 
 
@@ -178,13 +200,16 @@ def _contrast(pairs: Sequence[tuple[float, float]]) -> Contrast:
     return Contrast(len(pairs), float(right.mean()), float(wrong.mean()), low)
 
 
-def _remark(pairs: Sequence[tuple[float, float]], wrong: Sequence[Transcript]) -> str:
+def _remark(right: Sequence[Transcript], pairs: Sequence[tuple[float, float]], wrong: Sequence[Transcript], judged: str) -> str:
+    if any(transcript.sample.other is not None for transcript in right):
+        return "whether the rater heeds the words cannot be told from preferences: by wrong words neither of two is better"
     if not wrong:
-        return "all windows have the same instruction: give a wrong one with --pilot-instruction to see whether the rater heeds the words"
+        cure = "give a wrong one with --pilot-instruction to see whether the rater heeds the words"
+        return f"all {judged} have the same instruction, in one wording or several: {cure}"
     if not pairs:
-        return "no window was scored by both its own instruction and a wrong one"
+        return f"none of the {judged} was judged by both its own instruction and a wrong one"
     if len(pairs) < FEWEST_PAIRS:
-        return f"{len(pairs)} pairs of windows are too few to tell whether the rater heeds the words"
+        return f"{len(pairs)} {judged} judged by both right and wrong words are too few to tell whether the rater heeds the words"
     return ""
 
 

@@ -46,11 +46,14 @@ class Config(label.Config):
 class Plan:
     """What labelling a dataset would take."""
 
+    judged: str
+    """What is judged at a time, in the plural: "windows", "pictures" ..."""
     windows: int
+    """How many of them there are."""
     transitions: int
     """Transitions judged, counted once for each annotation."""
     drawn: int
-    """Windows whose pictures were drawn; the others are reckoned by their length."""
+    """Those whose pictures were drawn; the others are reckoned by their length."""
     raters: tuple[reckoning.Planned, ...]
     """In the order in which they were named."""
 
@@ -72,7 +75,8 @@ def plan(config: Config) -> Plan:
     )
     dataset = open_data(config.dataset, config)
     method = label.make_method(replace(config, vlm=config.vlm[:1]), dataset)
+    config = label.with_kind(config, method)
     selection = label.selection_of(config, dataset)
     drawn = reckoning.draw(samples.select(dataset, config.sampling), method)
     columns = tuple(label.planned_with(config, drawn, [each], seconds_per_request=config.seconds_per_request) for each in asked)
-    return Plan(selection.samples, selection.transitions, len(drawn.conversations), columns)
+    return Plan(config.sampling.judged, selection.samples, selection.transitions, len(drawn.conversations), columns)
