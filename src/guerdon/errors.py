@@ -17,6 +17,7 @@
     ├── CeilingReached        the next request could cost more than the user allows
     ├── BadPilot              a trial of a few windows says that the labels would not be worth their price
     ├── RewardError           an expression or a reward column that cannot be computed
+    ├── RewardModelError      a reward model that does not fit what it is asked to score, or is damaged
     ├── PolicyError           a policy that does not fit what it is asked to act on
     ├── EnvironmentFailed     a simulator could not be built, or a task cannot be carried out in it
     └── WriteFailed           the disk is full or not writable
@@ -128,6 +129,10 @@ class BadPilot(GuerdonError):
 
 class RewardError(GuerdonError):
     """An expression or a reward column that cannot be computed."""
+
+
+class RewardModelError(GuerdonError):
+    """A reward model that does not fit what it is asked to score, or is damaged."""
 
 
 class PolicyError(GuerdonError):
