@@ -17,13 +17,15 @@ import gymnasium
 import h5py
 import minari
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon.datasets import _minari_storage as storage
 from guerdon.datasets import open_dataset
-from guerdon.datasets.minari import RecordedEpisode
+from guerdon.datasets.check import check
+from guerdon.datasets.minari import MinariDataset, RecordedEpisode
 from guerdon.errors import DatasetError, UsageError, WriteFailed
 from guerdon.records import Annotation, Span
 from tests.data.episodes import ACTIONS, episode, write, write_stock
@@ -111,6 +113,127 @@ def test_continuous_actions_come_back_and_their_space_is_unbounded(tmp_path: Pat
     assert minari.MinariDataset(tmp_path / "d" / "data").action_space == gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
+def states(length: int, width: int = 3, seed: int = 0) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(length + 1, width)).astype(np.float32)
+
+
+def test_vectors_come_back_beside_pictures_or_alone(tmp_path: Path) -> None:
+    vectors = {"state": states(10), "force": states(10, 1, 1)}
+    beside = open_dataset(write(tmp_path / "beside", [episode(10, vectors=vectors)]))
+    alone = open_dataset(write(tmp_path / "alone", [episode(10, vectors=vectors, frames={})]))
+    assert (beside.views, alone.views) == (("image", "wrist"), ())
+    for dataset in (beside, alone):
+        assert dataset.vectors == ("state", "force")
+        for name, values in vectors.items():
+            assert dataset.vector(0, name).dtype == np.float32
+            assert np.array_equal(dataset.vector(0, name), values)
+        with pytest.raises(KeyError):
+            dataset.vector(0, "image")
+        with pytest.raises(IndexError):
+            dataset.vector(1, "state")
+    with pytest.raises(DatasetError, match="has no pictures"):
+        open_dataset(tmp_path / "alone", views=("state",))
+
+
+def test_the_stock_library_reads_vectors(tmp_path: Path) -> None:
+    write(tmp_path / "d", [episode(10, vectors={"state": states(10)})])
+    stock = minari.MinariDataset(tmp_path / "d" / "data")
+    assert stock.observation_space["state"] == gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    assert np.array_equal(stock[0].observations["state"], states(10))
+
+
+def test_without_vectors_the_files_are_what_they_were_before_there_were_any(tmp_path: Path) -> None:
+    write(tmp_path / "d")
+    metadata = json.loads((tmp_path / "d/data/metadata.json").read_text())
+    assert metadata["guerdon"].keys() == {"format", "environment", "action_names", "views", "privileged"}
+    assert json.loads(metadata["observation_space"])["subspaces"].keys() == {"image", "wrist", "instruction"}
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
+def test_vectors_that_others_recorded_are_offered_as_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_format: str) -> None:
+    state = np.random.default_rng(0).normal(size=(5, 2))
+    path = write_stock(
+        tmp_path,
+        monkeypatch,
+        observations={"state": state, "joint": {"angle": state[:, :1]}, "mission": ["go"] * 5, "image": np.zeros((5, 4, 4, 3), np.uint8)},
+        spaces={
+            "state": gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64),
+            "joint": gymnasium.spaces.Dict(angle=gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)),
+            "mission": gymnasium.spaces.Text(9),
+            "image": gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+        },
+        actions=np.zeros((4, 2), np.float32),
+        action_space=gymnasium.spaces.Box(-1, 1, (2,), np.float32),
+        data_format=data_format,
+    )
+    dataset = open_dataset(path)
+    assert (dataset.views, dataset.vectors) == (("image",), ("joint.angle", "state"))
+    assert dataset.vector(0, "state").dtype == np.float32
+    assert np.array_equal(dataset.vector(0, "state"), state.astype(np.float32))
+
+
+def test_a_stock_dataset_of_vectors_alone_needs_an_instruction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_stock(
+        tmp_path,
+        monkeypatch,
+        observations={"state": states(4)},
+        spaces={"state": gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)},
+        actions=np.zeros((4, 2), np.float32),
+        action_space=gymnasium.spaces.Box(-1, 1, (2,), np.float32),
+    )
+    with pytest.raises(DatasetError, match=r"has no pictures.*To train on its vectors alone \(state\), say what is to be done"):
+        open_dataset(path)
+    dataset = open_dataset(path, instruction="run")
+    assert (dataset.views, dataset.vectors) == ((), ("state",))
+    assert np.array_equal(dataset.vector(0, "state"), states(4))
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "holds NaN or infinity"), (1e300, "holds NaN or infinity")])
+def test_numbers_that_are_none_are_named_by_step(tmp_path: Path, value: float, message: str) -> None:
+    write(tmp_path / "d", [episode(10, vectors={"state": states(10)})])
+    with h5py.File(hdf5(tmp_path / "d"), "r+") as file:
+        values = states(10).astype(np.float64)
+        values[7, 1] = value
+        del file["episode_0/observations/state"]
+        file["episode_0/observations/state"] = values
+    dataset = open_dataset(tmp_path / "d")
+    with pytest.raises(DatasetError, match=f"episode 0, step 7: 'observations.state' {message}"):
+        dataset.vector(0, "state")
+    (problem,) = check(dataset).problems
+    assert (problem.severity, problem.kind, problem.step) == ("warning", "bad-vector", None)
+
+
+@pytest.mark.parametrize("damage", [None, states(9), states(10, 4), np.zeros((11, 3), np.int64)])
+def test_a_vector_that_is_missing_or_of_another_size_in_an_episode_is_refused(tmp_path: Path, damage: Any) -> None:
+    write(tmp_path / "d", [episode(10, number, vectors={"state": states(10, seed=number)}) for number in range(2)])
+    with h5py.File(hdf5(tmp_path / "d"), "r+") as file:
+        del file["episode_1/observations/state"]
+        if damage is not None:
+            file["episode_1/observations/state"] = damage
+    dataset = open_dataset(tmp_path / "d")
+    assert np.array_equal(dataset.vector(0, "state"), states(10))
+    with pytest.raises(DatasetError, match="episode 1, vector 'state': is missing or does not have 11 observations of 3 numbers"):
+        dataset.vector(1, "state")
+
+
+def test_a_copy_carries_vectors_along(tmp_path: Path) -> None:
+    path = write(tmp_path / "d", [episode(10 + n, n, vectors={"state": states(10 + n, seed=n)}, frames={}) for n in range(2)])
+    source = open_dataset(path)
+    assert isinstance(source, MinariDataset)
+    source.write_copy(tmp_path / "copy", [1], lambda index: {"rewards": np.zeros(source.episode(index).length)}, {})
+    copied = open_dataset(tmp_path / "copy")
+    assert (len(copied), copied.views, copied.vectors) == (1, (), ("state",))
+    assert np.array_equal(copied.vector(0, "state"), states(11, seed=1))
+
+
+def test_vectors_of_which_the_metadata_speak_have_to_be_there(tmp_path: Path) -> None:
+    write(tmp_path / "d", [episode(10, vectors={"state": states(10)})])
+    with h5py.File(hdf5(tmp_path / "d"), "r+") as file:
+        del file["episode_0/observations/state"]
+    with pytest.raises(DatasetError, match=r"has no vector 'state', which metadata\.json speaks of"):
+        open_dataset(tmp_path / "d")
+
+
 def test_equal_episodes_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     one, two, other = write(tmp_path / "one"), write(tmp_path / "two"), write(tmp_path / "other", [episode(10, 7)])
     for name in ("main_data.hdf5", "metadata.json"):
@@ -166,6 +289,11 @@ def test_large_metadata_and_empty_words_are_kept(tmp_path: Path) -> None:
         ({"frames": {"image": np.zeros((10, 4, 4, 3), np.uint8)}}, "is uint8(10, 4, 4, 3); 10 transitions need uint8 (11, H, W, 3)"),
         ({"frames": {"image": np.zeros((11, 4, 4, 3), np.float32)}}, "view 'image' is float32"),
         ({"frames": {"a/b": np.zeros((11, 4, 4, 3), np.uint8)}}, "a view cannot be called 'a/b'"),
+        ({"vectors": {"state": np.zeros((10, 3), np.float32)}}, "is float32(10, 3); 10 transitions need float32 (11, D)"),
+        ({"vectors": {"state": np.zeros((11, 3))}}, "vector 'state' is float64"),
+        ({"vectors": {"state": np.full((11, 3), np.nan, np.float32)}}, "vector 'state' holds NaN"),
+        ({"vectors": {"image": np.zeros((11, 3), np.float32)}}, "a vector cannot be called 'image'"),
+        ({"vectors": {"a/b": np.zeros((11, 3), np.float32)}}, "a vector cannot be called 'a/b'"),
         ({"rewards": np.zeros(0)}, "they need (T,) with T > 0"),
         ({"rewards": np.r_[np.zeros(9), np.nan]}, "rewards hold NaN"),
         ({"actions": np.zeros(9, int)}, "there are 9 actions and 10 rewards"),
@@ -191,6 +319,7 @@ def test_an_episode_that_contradicts_itself_is_refused(changes: dict[str, Any], 
     [
         ({"frames": {"image": np.zeros((11, 4, 4, 3), np.uint8)}}, "differs from the first episode"),
         ({"privileged": {}}, "differs from the first episode"),
+        ({"vectors": {"state": np.zeros((11, 3), np.float32)}}, "differs from the first episode"),
         ({"actions": np.zeros((10, 2))}, "differs from the first episode"),
         ({"actions": np.r_[np.zeros(9, int), 7]}, "episode 1, step 9: action 7 has no name; there are 7 names"),
     ],

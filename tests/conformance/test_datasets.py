@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,20 @@ import pytest
 from guerdon import discover
 from guerdon.datasets import open_dataset
 from guerdon.datasets.check import check
+from guerdon.datasets.minari import RecordedEpisode
 from guerdon.errors import DatasetError
 from guerdon.interfaces import Dataset, DatasetFormat
 from tests.data.episodes import episode, write
 
 FORMATS = discover.names("datasets")
 WRITERS: dict[str, Callable[[Path], object]] = {
-    "minari": lambda path: write(path, [episode(10), episode(1, 1), episode(12, 2, terminated=False, truncated=True)]),
+    "minari": lambda path: write(path, [with_state(10), with_state(1, 1), with_state(12, 2, terminated=False, truncated=True)]),
 }
-"""Format -> writes three episodes of 10, 1 and 12 transitions; the last one is truncated, the others are terminated."""
+"""Format -> writes three episodes of 10, 1 and 12 transitions with a vector; the last one is truncated, the others are terminated."""
+
+
+def with_state(length: int, seed: int = 0, **changes: Any) -> RecordedEpisode:
+    return episode(length, seed, vectors={"state": np.random.default_rng(seed).normal(size=(length + 1, 5)).astype(np.float32)}, **changes)
 
 
 @pytest.fixture(params=FORMATS)
@@ -77,6 +83,20 @@ def test_dtypes_and_shapes(dataset: Dataset) -> None:
         actions = dataset.actions(info.index)
         assert (actions.dtype, actions.ndim) == ((np.int64, 1) if dataset.action_names else (np.float32, 2))
         assert dataset.rewards(info.index).dtype == np.float64
+
+
+def test_vectors_have_one_row_an_observation_and_belong_to_the_reader(dataset: Dataset) -> None:
+    for info in dataset.episodes():
+        for name in dataset.vectors:
+            values = dataset.vector(info.index, name)
+            kept = values.copy()
+            assert values.dtype == np.float32
+            assert values.ndim == 2
+            assert len(values) == info.length + 1
+            values[:] = 0
+            assert np.array_equal(dataset.vector(info.index, name), kept)
+    with pytest.raises(KeyError):
+        dataset.vector(0, "no such vector")
 
 
 def test_terminated_and_truncated_are_told_apart(dataset: Dataset) -> None:
@@ -147,3 +167,5 @@ def check_all(dataset: Dataset) -> None:
         dataset.privileged(info.index)
         for view in dataset.views:
             dataset.frames(info.index, view, 0, info.length + 1)
+        for name in dataset.vectors:
+            dataset.vector(info.index, name)

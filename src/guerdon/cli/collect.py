@@ -1,4 +1,4 @@
-"""Record demonstrations in a simulator: `guerdon collect babyai`."""
+"""Record demonstrations in a simulator: `guerdon collect babyai`, `guerdon collect metaworld`."""
 
 from __future__ import annotations
 

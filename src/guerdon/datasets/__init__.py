@@ -22,7 +22,7 @@ def open_dataset(path: Path | str, **options: Any) -> Dataset:
     """
     path = Path(path)
     if not path.exists():
-        raise DatasetError("there is nothing here", where=str(path))
+        raise DatasetError("there is nothing here", where=str(path), cure="Put the dataset back, or give the folder in which it lies.")
     for name in discover.names("datasets"):
         reader = discover.load("datasets", name)
         if reader.recognises(path):

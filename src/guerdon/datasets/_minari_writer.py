@@ -4,7 +4,7 @@ The stock writer is not used: it holds all episodes in memory, does not compress
 Here pictures are deflated in small chunks (a window costs one or two chunks) and every array carries a checksum. What is ours lies in
 places that the stock library carries along:
 
-- `metadata.json`, key "guerdon": environment, action names, views in order, kinds of the privileged fields;
+- `metadata.json`, key "guerdon": environment, action names, views and vectors in order, kinds of the privileged fields;
 - the attribute "guerdon" of an episode's group (JSON): annotations with the spans of their sub-tasks, and the recorder's metadata;
 - `infos/privileged/NAME`: ground truth. A field with one value a transition is padded at the front with NaN, since by Minari's
   convention entry 0 comes from the reset and entry t+1 from transition t; reading takes the padding off again.
@@ -47,7 +47,7 @@ class RecordedEpisode:
     """
 
     frames: Mapping[str, Frames]
-    """View name -> (T+1, H, W, 3) uint8 RGB, upright."""
+    """View name -> (T+1, H, W, 3) uint8 RGB, upright; may be empty if there are vectors."""
     actions: npt.NDArray[Any]
     """(T,) integers (discrete, counted from 0) or (T, A) floats (continuous)."""
     rewards: npt.NDArray[Any]
@@ -60,12 +60,15 @@ class RecordedEpisode:
     """JSON-ready facts about the episode, e.g. task and seed."""
     privileged: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Ground truth, float32: (T,) one value a transition, or (T+1,) one value an observation."""
+    vectors: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Name -> (T+1, D) float32: observations that are numbers, such as a robot's state."""
 
     def __post_init__(self) -> None:
         length = len(self.rewards)
         _require(self.rewards.shape == (length,) and length > 0, f"rewards have shape {self.rewards.shape}; they need (T,) with T > 0")
         _require(bool(np.isfinite(self.rewards).all()), "rewards hold NaN or infinity")
         self._check_frames(length)
+        self._check_vectors(length)
         self._check_actions(length)
         _require(len(self.annotations) > 0, "an episode needs at least one annotation")
         for annotation in self.annotations:
@@ -77,11 +80,18 @@ class RecordedEpisode:
         canonical_json(dict(self.metadata))  # refuses what is not JSON
 
     def _check_frames(self, length: int) -> None:
-        _require(len(self.frames) > 0, "an episode needs at least one view")
+        _require(len(self.frames) + len(self.vectors) > 0, "an episode needs at least one view or vector")
         for view, frames in self.frames.items():
-            _require("/" not in view and view not in ("", ".", "instruction"), f"a view cannot be called '{view}'")
+            _require(_can_be_a_name(view), f"a view cannot be called '{view}'")
             right = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[0] == length + 1 and frames.shape[3] == 3
             _require(right, f"view '{view}' is {frames.dtype}{frames.shape}; {length} transitions need uint8 ({length + 1}, H, W, 3)")
+
+    def _check_vectors(self, length: int) -> None:
+        for name, values in self.vectors.items():
+            _require(_can_be_a_name(name) and name not in self.frames, f"a vector cannot be called '{name}'")
+            right = values.dtype == np.float32 and values.ndim == 2 and values.shape[0] == length + 1 and values.shape[1] > 0
+            _require(right, f"vector '{name}' is {values.dtype}{values.shape}; {length} transitions need float32 ({length + 1}, D)")
+            _require(bool(np.isfinite(values).all()), f"vector '{name}' holds NaN or infinity")
 
     def _check_actions(self, length: int) -> None:
         _require(self.actions.shape[:1] == (length,), f"there are {len(self.actions)} actions and {length} rewards")
@@ -96,6 +106,10 @@ class RecordedEpisode:
 def _require(condition: bool, what: str) -> None:
     if not condition:
         raise ValueError(what)
+
+
+def _can_be_a_name(name: str) -> bool:
+    return "/" not in name and name not in ("", ".", "instruction")
 
 
 def _encodable(text: str) -> bool:
@@ -122,7 +136,7 @@ def write_minari(
 
     Args:
         path: the dataset's folder, new or empty. To be loaded by its id it lies at `$MINARI_DATASETS_PATH/<dataset_id>`.
-        episodes: at least one; all with the same views, picture sizes, kind of actions and privileged fields.
+        episodes: at least one; all with the same views, picture sizes, vectors, kind of actions and privileged fields.
         dataset_id: `name-vN` or `namespace/name-vN`.
         action_names: the name of each discrete action by index; empty for continuous actions.
         environment: JSON-ready facts about the world, with its name under "name".
@@ -143,7 +157,7 @@ def write_minari(
             "minari_version": MINARI_VERSION,
             "data_format": "hdf5",
             "jpeg_encoding": False,
-            "observation_space": canonical_json(schema.observation_space(totals)),
+            "observation_space": json.dumps(schema.observation_space(totals), sort_keys=True, separators=(",", ":"), ensure_ascii=False),
             "action_space": json.dumps(schema.action_space(), sort_keys=True),
             "total_episodes": totals.episodes,
             "total_steps": totals.steps,
@@ -155,7 +169,8 @@ def write_minari(
                 "action_names": list(action_names),
                 "views": list(schema.views),
                 "privileged": dict(schema.privileged),
-            },
+            }
+            | ({"vectors": list(schema.vectors)} if schema.vectors else {}),
         }
         (data / METADATA_FILE).write_text(canonical_json(metadata), encoding="utf-8")
 
@@ -180,6 +195,8 @@ class _Schema:
     action_width: int | None
     """Number of continuous action components; None for discrete actions."""
     privileged: Mapping[str, PrivilegedKind]
+    vectors: Mapping[str, int]
+    """Name -> D, the number of components."""
 
     @classmethod
     def of(cls, episode: RecordedEpisode, action_names: tuple[str, ...]) -> _Schema:
@@ -189,6 +206,7 @@ class _Schema:
             action_names=action_names,
             action_width=None if episode.actions.ndim == 1 else episode.actions.shape[1],
             privileged={name: "transition" if len(a) == length else "observation" for name, a in sorted(episode.privileged.items())},
+            vectors={name: values.shape[1] for name, values in episode.vectors.items()},
         )
 
     def observation_space(self, totals: _Totals) -> dict[str, Any]:
@@ -199,6 +217,7 @@ class _Schema:
             }
             for name, shape in self.views.items()
         }  # fmt: skip
+        spaces |= {name: _unbounded(width) for name, width in self.vectors.items()}
         charset = "".join(sorted(totals.characters))
         spaces["instruction"] = {"type": "Text", "min_length": 0, "max_length": max(totals.longest, 1), "charset": charset}
         return {"type": "Dict", "subspaces": spaces}
@@ -206,8 +225,12 @@ class _Schema:
     def action_space(self) -> dict[str, Any]:
         if self.action_width is None:
             return {"type": "Discrete", "dtype": "int64", "start": 0, "n": len(self.action_names)}
-        bound = [math.inf] * self.action_width
-        return {"type": "Box", "dtype": "float32", "shape": [self.action_width], "low": [-x for x in bound], "high": bound}
+        return _unbounded(self.action_width)
+
+
+def _unbounded(width: int) -> dict[str, Any]:
+    """The space of `width` floats, as the stock library writes it."""
+    return {"type": "Box", "dtype": "float32", "shape": [width], "low": [-math.inf] * width, "high": [math.inf] * width}
 
 
 @dataclass
@@ -247,7 +270,7 @@ def _write_episodes(
 
 def _refuse_misfit(schema: _Schema, episode: RecordedEpisode, where: str) -> None:
     if _Schema.of(episode, schema.action_names) != schema:
-        what = "differs from the first episode in its views, picture sizes, kind of actions or privileged fields"
+        what = "differs from the first episode in its views, picture sizes, vectors, kind of actions or privileged fields"
         raise DatasetError(what, where=where, cure="Write it into a dataset of its own.")
     discrete = schema.action_width is None
     if discrete != bool(schema.action_names):
@@ -264,6 +287,8 @@ def _write_episode(group: h5py.Group, index: int, episode: RecordedEpisode, sche
     observations = group.create_group("observations")
     for view in schema.views:
         store_array(observations, view, episode.frames[view])
+    for name in schema.vectors:
+        store_array(observations, name, episode.vectors[name])
     text = episode.annotations[0].instruction
     store_array(observations, "instruction", fixed_texts(np.full(length + 1, text)))
     actions = episode.actions.astype(np.int64 if schema.action_width is None else np.float32)

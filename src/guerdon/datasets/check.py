@@ -19,6 +19,8 @@ from guerdon.errors import DatasetError
 from guerdon.interfaces import Dataset
 from guerdon.records import Annotation, EpisodeInfo, array_digest, digest
 
+_ROUNDING = 1e-6
+"""By how much an action may leave its bounds: single precision."""
 _BLOCK = 64
 """Pictures in memory at a time."""
 
@@ -59,6 +61,8 @@ class Contents:
     """Shortest, median and longest episode, in transitions."""
     views: Mapping[str, tuple[tuple[int, int], ...]]
     """View -> sizes (H, W) that occur."""
+    vectors: Mapping[str, tuple[tuple[float, float], ...]]
+    """Vector -> lowest and highest value of each component."""
     actions: Mapping[str, int]
     """How often each discrete action was taken; empty for continuous actions."""
     action_ranges: tuple[tuple[float, float], ...]
@@ -97,6 +101,20 @@ class Findings:
         return asdict(self)
 
 
+_Range = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+"""Lowest and highest value of each component."""
+
+
+def _widened(known: _Range | None, values: npt.NDArray[Any]) -> _Range:
+    """The range of `values` (N, D) and those before."""
+    low, high = values.min(axis=0), values.max(axis=0)
+    return (low, high) if known is None else (np.minimum(low, known[0]), np.maximum(high, known[1]))
+
+
+def _pairs(found: _Range | None) -> tuple[tuple[float, float], ...]:
+    return () if found is None else tuple(zip(found[0].tolist(), found[1].tolist(), strict=True))
+
+
 @dataclass
 class _Tally:
     """What is counted on the way through the episodes."""
@@ -104,8 +122,8 @@ class _Tally:
     lengths: list[int] = field(default_factory=list)
     sizes: dict[str, set[tuple[int, int]]] = field(default_factory=dict)
     actions: Counter[int] = field(default_factory=Counter)
-    lowest: npt.NDArray[Any] | None = None
-    highest: npt.NDArray[Any] | None = None
+    action_range: _Range | None = None
+    vectors: dict[str, _Range] = field(default_factory=dict)
     instructions: set[str] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
     annotations: int = 0
@@ -132,9 +150,10 @@ class _Tally:
         if actions.ndim == 1:
             self.actions.update(actions.tolist())
         elif len(actions):
-            low, high = actions.min(axis=0), actions.max(axis=0)
-            self.lowest = low if self.lowest is None else np.minimum(low, self.lowest)
-            self.highest = high if self.highest is None else np.maximum(high, self.highest)
+            self.action_range = _widened(self.action_range, actions)
+
+    def add_vector(self, name: str, values: npt.NDArray[Any]) -> None:
+        self.vectors[name] = _widened(self.vectors.get(name), values)
 
     def add_rewards(self, rewards: npt.NDArray[Any]) -> None:
         if len(rewards):
@@ -183,8 +202,17 @@ def _check_episode(dataset: Dataset, index: int, tally: _Tally, *, pictures: boo
     if isinstance(dataset, Audited):
         for step, what in dataset.audit(index):
             yield Problem("warning", "odd-values", what, _where(dataset, index, step), "", index, step)
+    content = [array_digest(actions), *(annotation.instruction for annotation in info.annotations)]
+    for name in dataset.vectors:
+        try:
+            values = dataset.vector(index, name)
+        except DatasetError as error:  # labelling needs none of them
+            cure = error.cure or "Do not train on this vector, or record it again."
+            yield Problem("warning", "bad-vector", error.what, error.where or _where(dataset, index), cure, index)
+            continue
+        tally.add_vector(name, values)
+        content.append(array_digest(values))
     if pictures:
-        content = [array_digest(actions), *(annotation.instruction for annotation in info.annotations)]
         for view in dataset.views:
             problem, identity = _check_view(dataset, info, view, tally)
             content.append(identity)
@@ -264,12 +292,16 @@ def _check_whole(dataset: Dataset, tally: _Tally) -> Iterator[Problem]:
         if len(sizes) > 1:
             what = f"view '{view}' has pictures of {len(sizes)} sizes: {_sizes(tuple(sorted(sizes)))}"
             yield Problem("warning", "mixed-sizes", what, str(dataset.path), "A policy needs pictures of one size.")
+    ranges = enumerate(_pairs(tally.action_range))
+    outside = [f"component {number}: {low:.3g} to {high:.3g}" for number, (low, high) in ranges if max(-low, high) > 1 + _ROUNDING]
+    if outside:
+        what = f"continuous actions leave [-1, 1] ({'; '.join(outside)})"
+        yield Problem("warning", "actions-outside", what, str(dataset.path), "Policies are not trained on them: scale or clip them first.")
     if not tally.lengths:
         yield Problem("error", "nothing-readable", "no episode can be read", str(dataset.path), "See the other problems.")
 
 
 def _contents(dataset: Dataset, tally: _Tally) -> Contents:
-    ranges = () if tally.lowest is None or tally.highest is None else tuple(zip(tally.lowest.tolist(), tally.highest.tolist(), strict=True))
     return Contents(
         path=str(dataset.path),
         fingerprint=dataset.fingerprint,
@@ -278,8 +310,9 @@ def _contents(dataset: Dataset, tally: _Tally) -> Contents:
         transitions=sum(tally.lengths),
         lengths=(min(tally.lengths), float(np.median(tally.lengths)), max(tally.lengths)) if tally.lengths else (0, 0.0, 0),
         views={view: tuple(sorted(tally.sizes.get(view, ()))) for view in dataset.views},
+        vectors={name: _pairs(tally.vectors.get(name)) for name in dataset.vectors},
         actions={name: tally.actions[number] for number, name in enumerate(dataset.action_names)},
-        action_ranges=ranges,
+        action_ranges=_pairs(tally.action_range),
         instructions=len(tally.instructions),
         annotations=tally.annotations,
         subtasks=tally.subtasks,
@@ -312,6 +345,14 @@ def render(findings: Findings, *, examples: int = 3) -> str:
     return "\n".join(lines)
 
 
+def _range_of(ranges: tuple[tuple[float, float], ...]) -> str:
+    if not ranges:
+        return "not read"
+    still = sum(low == high for low, high in ranges)
+    varied = f", {still} of them constant" if still else ""
+    return f"{len(ranges)} numbers from {min(low for low, _ in ranges):.3g} to {max(high for _, high in ranges):.3g}{varied}"
+
+
 def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     shortest, median, longest = contents.lengths
     yield "dataset", contents.path
@@ -320,7 +361,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "environment", str(contents.environment.get("name", "unnamed"))
     yield "episodes", f"{contents.episodes} ({contents.terminated} terminated, {contents.truncated} truncated)"
     yield "transitions", f"{contents.transitions} ({shortest} to {longest} an episode, median {median:g})"
-    yield "views", "; ".join(f"{view} {_sizes(sizes)}" for view, sizes in contents.views.items())
+    yield "views", "; ".join(f"{view} {_sizes(sizes)}" for view, sizes in contents.views.items()) or "none: a rater has nothing to look at"
+    for name, ranges in contents.vectors.items():
+        yield "vector", f"{name}, {_range_of(ranges)}"
     if contents.action_ranges:
         yield "actions", "; ".join(f"{low:.3g} to {high:.3g}" for low, high in contents.action_ranges)
     else:

@@ -2,8 +2,9 @@
 
 A dataset is a folder `data/` with `metadata.json` and, for its HDF5 flavour, `main_data.hdf5` with one group an episode (`observations`,
 `actions`, `rewards`, `terminations`, `truncations`, `infos`). Observations and infos have T+1 entries, the rest T. `write_minari` writes
-that layout and the stock library reads it. Reading works on any Minari dataset with pictures and words in it, also in the Arrow and
-Parquet flavours. JPEG pictures are decoded; their loss was the recorder's choice.
+that layout and the stock library reads it. Reading works on any Minari dataset with pictures (or vectors) and words in it, also in the
+Arrow and Parquet flavours. JPEG pictures are decoded; their loss was the recorder's choice. Observations that are floats of shape
+(T+1, D) are offered as vectors, cast to float32.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class _Ours:
     action_names: tuple[str, ...]
     views: tuple[str, ...]
     privileged: Mapping[str, PrivilegedKind]
+    vectors: tuple[str, ...]
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], where: str) -> _Ours:
@@ -98,17 +100,18 @@ class _Ours:
         if not isinstance(section, Mapping):
             raise DatasetError(f"'{OURS}' is not a JSON object", where=where)
         environment, privileged = section.get("environment", {}), section.get("privileged", {})
-        names, views = section.get("action_names", []), section.get("views", [])
+        names, views, vectors = (section.get(key, []) for key in ("action_names", "views", "vectors"))
         right = {
             "environment": isinstance(environment, Mapping),
             "privileged": isinstance(privileged, Mapping) and all(kind in get_args(PrivilegedKind) for kind in privileged.values()),
             "action_names": _are_texts(names),
             "views": _are_texts(views),
+            "vectors": _are_texts(vectors),
         }
         for key, fits in right.items():
             if not fits:
                 raise DatasetError(f"'{OURS}', '{key}' holds something else than it should", where=where, cure="Record the dataset again.")
-        return cls(environment, tuple(names), tuple(views), privileged)
+        return cls(environment, tuple(names), tuple(views), privileged, tuple(vectors))
 
 
 def _are_texts(value: Any) -> bool:
@@ -134,6 +137,14 @@ class _View:
         return np.array(np.moveaxis(stored, 1, -1) if self.channels_first else stored, order="C")
 
 
+@dataclass(frozen=True)
+class _Vector:
+    """Where a vector's numbers are, and how many an observation has."""
+
+    source: str
+    width: int
+
+
 class MinariDataset(Dataset):
     """A Minari dataset on disk. Reads what is asked for and nothing else."""
 
@@ -148,6 +159,8 @@ class MinariDataset(Dataset):
         self._infos: dict[int, EpisodeInfo] = {}
         example = self._first_nonempty()
         with reading(self._storage.where(example)):
+            self._vectors = self._find_vectors(example)
+            self.vectors = tuple(self._vectors)
             self._views = {view.name: view for view in self._find_views(example)}
             self.views = tuple(self._views)
             self._discrete = self._find_discrete(example)
@@ -177,6 +190,20 @@ class MinariDataset(Dataset):
                     return index
         raise DatasetError("every episode is empty", where=str(self._storage.file))
 
+    def _find_vectors(self, example: int) -> dict[str, _Vector]:
+        length = self._storage.array(example, "rewards").shape[0]
+        found: dict[str, _Vector] = {}
+        for source in self._storage.names(example):
+            if source.split("/")[0] == "observations":
+                array = self._storage.array(example, source)
+                if array.dtype.kind == "f" and len(array.shape) == 2 and array.shape[0] == length + 1 and array.shape[1] > 0:
+                    name = source.removeprefix("observations").strip("/").replace("/", ".") or "state"
+                    found[name] = _Vector(source, int(array.shape[1]))
+        for name in self._ours.vectors:
+            if name not in found:
+                raise DatasetError(f"has no vector '{name}', which {METADATA_FILE} speaks of", where=self._storage.where(example))
+        return {name: found[name] for name in (*self._ours.vectors, *sorted(found.keys() - set(self._ours.vectors)))}
+
     def _find_views(self, example: int) -> list[_View]:
         found: dict[str, _View] = {}
         almost: list[str] = []
@@ -190,9 +217,13 @@ class MinariDataset(Dataset):
                 found[name] = view
             elif len(array.shape) == 4 and 3 in (array.shape[1], array.shape[3]):
                 almost.append(f"'{name}' is {array.dtype}")
-        if not found:
+        meant = self._ours.vectors or (self._vectors and (self._options.instruction or self._options.instruction_key))
+        if not found and (almost or self._options.views or self._ours.views or not meant):
             what = f"has no pictures: uint8 (T+1, H, W, 3) or (T+1, 3, H, W); {', '.join(almost) or 'nothing has that shape'}"
-            raise DatasetError(what, where=self._storage.where(example), cure="Record the camera's pictures as uint8 observations.")
+            cure = "Record the camera's pictures as uint8 observations."
+            if self._vectors and not almost:
+                cure += f" To train on its vectors alone ({', '.join(self._vectors)}), say what is to be done with --instruction."
+            raise DatasetError(what, where=self._storage.where(example), cure=cure)
         names = self._options.views or (*self._ours.views, *sorted(found.keys() - set(self._ours.views)))
         for name in names:
             if name not in found:
@@ -356,6 +387,25 @@ class MinariDataset(Dataset):
             raise DatasetError(f"view '{view}' gives {pictures.dtype}{pictures.shape}, not uint8 (N, H, W, 3)", where=where)
         return pictures
 
+    def vector(self, index: int, name: str) -> npt.NDArray[np.float32]:
+        found = self._vectors[name]
+        length = self.episode(index).length
+        where = f"{self._storage.where(index)}, vector '{name}'"
+        if length == 0:
+            return np.zeros((1, found.width), np.float32)
+        with reading(where):
+            array = self._storage.array(index, found.source)
+            if array is None or array.dtype.kind != "f" or array.shape != (length + 1, found.width):
+                what = f"is missing or does not have {length + 1} observations of {found.width} numbers"
+                raise DatasetError(what, where=where, cure="Record the observation after the last action, too.")
+            with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+                values = np.asarray(array[()]).astype(np.float32)
+        strange = np.argwhere(~np.isfinite(values))
+        if strange.size:
+            what = f"'{found.source.replace('/', '.')}' holds NaN or infinity"
+            raise DatasetError(what, where=self._storage.where(index, int(strange[0][0])))
+        return values
+
     def actions(self, index: int) -> npt.NDArray[Any]:
         values = self._values(index, "actions")
         if not self._discrete:
@@ -401,6 +451,7 @@ class MinariDataset(Dataset):
     def audit(self, index: int) -> Iterator[tuple[int | None, str]]:
         """Oddities of an episode that reading does not stumble over: (step or None, what is odd)."""
         length = self.episode(index).length
+        vectors = {vector.source for vector in self._vectors.values()}  # reading them stumbles over such numbers
         with reading(self._storage.where(index)):
             for key in ("terminations", "truncations"):
                 early = np.flatnonzero(self._storage.array(index, key)[()][: max(length - 1, 0)])
@@ -408,7 +459,7 @@ class MinariDataset(Dataset):
                     yield int(early[0]), f"'{key}' is set before the last transition"
             for name in self._storage.names(index):
                 array = self._storage.array(index, name)
-                if name.startswith("observations/") and array.dtype.kind == "f":
+                if name.startswith("observations/") and array.dtype.kind == "f" and name not in vectors:
                     strange = np.argwhere(~np.isfinite(array[()]))
                     if strange.size:
                         yield int(strange[0][0]), f"'{name.replace('/', '.')}' holds NaN or infinity"

@@ -1,4 +1,4 @@
-"""Commands that are one call to another part of the package: recording demonstrations with a progress bar, writing a report."""
+"""Commands that are one call to another part of the package: writing a report."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from guerdon.recipes import collect_babyai as babyai
-from guerdon.recipes.progress import progress_bar
 from guerdon.recipes.settings import callable_with_settings
-
-
-@callable_with_settings(babyai.Config)
-def collect_babyai(config: babyai.Config) -> Path:
-    """Records demonstrations in the BabyAI world and returns the dataset's folder. Raises EnvironmentFailed, UsageError, WriteFailed."""
-    with progress_bar("recording demonstrations") as progress:
-        return babyai.collect_babyai(config, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)
