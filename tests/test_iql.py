@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from guerdon.algorithms.iql import IQL
 from guerdon.errors import UsageError
 from guerdon.networks import Optimiser, PolicyNetwork
-from guerdon.transitions import Batch, Chunk, Transitions, collate
+from guerdon.transitions import Batch, Chunk, Sampler, Transitions, collate
 from tests.memory import MemoryDataset, MemoryEpisode
+from tests.point import PointData
 
 NAN = float("nan")
 FAST = Optimiser.Config(learning_rate=1e-2, warm_up=5)
@@ -156,3 +157,123 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
 def test_networks_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         PolicyNetwork.Config(**wrong)
+
+
+# --- vectors and continuous actions -------------------------------------------------------------------------------------------------
+
+PUSHES = PolicyNetwork.Config(hidden=(16,))
+
+
+def pusher(config: IQL.Config | None = None) -> tuple[IQL, Batch]:
+    source = PointData(2, steps=4)
+    rewards = {(0, 0): np.array([0.1, NAN, 0, 2], np.float32), (1, 0): np.array([0.1, 0.2, 0.3, -0.4], np.float32)}
+    data = Transitions.build(source, rewards, vectors=("state",))
+    algorithm = IQL(data, config or IQL.Config(network=PUSHES), seed=0, updates=100)
+    return algorithm, collate(data, [Chunk(0, 0, 3), Chunk(0, 3, 4), Chunk(1, 1, 3)])
+
+
+def test_losses_of_continuous_actions_are_the_three_equations() -> None:
+    config = IQL.Config(network=PUSHES, discount=0.5, expectile=0.7, inverse_temperature=3.0, largest_return=4.0)
+    algorithm, batch = pusher(config)
+    batch = replace(batch, terminal=torch.tensor([False, False, False, False, True, False, False, False, False]))
+    for _ in range(3):
+        algorithm.update(batch)
+    with torch.no_grad():
+        features, _ = algorithm.policy.trunk(batch.rows)
+        value = algorithm._value(features)[:, 0]
+        both = torch.cat([features, batch.action], 1)
+        online = [critic(both)[:, 0] for critic in algorithm._critics.heads]
+        target = [critic(both)[:, 0] for critic in algorithm._target.heads]
+        mean, log_deviation = algorithm.policy.head(features)
+    assert not torch.equal(online[0], target[0])
+    losses = algorithm.losses(batch)
+    scale = 4.0 / 2.0
+    rows = torch.nonzero(batch.known).flatten().tolist()
+    assert rows == [0, 2, 4, 6, 7]
+    for row in rows:
+        lower = min(target[0][row], target[1][row])
+        goal = scale * batch.reward[row] + (0.0 if batch.terminal[row] else 0.5 * value[row + 1])
+        error = lower - value[row]
+        surprise = -torch.distributions.Normal(mean[row], log_deviation.exp()).log_prob(batch.action[row]).sum()
+        assert_close(losses["value_loss"][row], (0.7 if error > 0 else 0.3) * error**2)
+        assert_close(losses["critic_loss"][row], (online[0][row] - goal) ** 2 + (online[1][row] - goal) ** 2)
+        assert_close(losses["policy_loss"][row], min(torch.exp(3 * error), torch.tensor(100.0)) * surprise)
+
+
+def test_unknown_rewards_of_single_transitions_contribute_no_gradient() -> None:
+    first, batch = pusher()
+    second, _ = pusher()
+    masked = ~batch.known
+    other = replace(batch, action=batch.action.masked_fill(masked[:, None], 0.7), reward=batch.reward.masked_fill(masked, 99.0))
+    ours, theirs = gradient(first, batch), gradient(second, other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    third, _ = pusher()
+    different = gradient(third, replace(batch, reward=batch.reward + batch.known))
+    assert any(not torch.equal(ours[name], different[name]) for name in ours)
+
+
+def test_policy_value_and_critics_of_a_state_share_nothing() -> None:
+    algorithm, batch = pusher()
+    algorithm.update(batch)
+    modules = {"policy": algorithm.policy, "value": algorithm._value, "critics": algorithm._critics.heads}
+    for loss, owner in (("policy_loss", "policy"), ("value_loss", "value"), ("critic_loss", "critics")):
+        for module in modules.values():
+            module.zero_grad(set_to_none=True)
+        algorithm.losses(batch)[loss].sum().backward()  # type: ignore[no-untyped-call]
+        touched = {name for name, module in modules.items() if any(p.grad is not None and p.grad.any() for p in module.parameters())}
+        assert touched == {owner}
+
+
+def test_values_of_a_state_find_the_discounted_return() -> None:
+    """Rewards 0, 0, 0, 1 with γ = 0.5 are worth 1/8, 1/4, 1/2, 1 if the task ends there."""
+    source = PointData(1, steps=4)
+    source._episodes[0].terminated = True
+    data = Transitions.build(source, {(0, 0): np.array([0, 0, 0, 1], np.float32)}, vectors=("state",))
+    config = IQL.Config(network=PolicyNetwork.Config(hidden=(64, 64)), optimiser=FAST, discount=0.5, target_rate=0.3, largest_return=1.0)
+    algorithm, sampler = IQL(data, config, seed=0, updates=300), Sampler(data, sequences=16, context=1, seed=0)
+    for _ in range(300):
+        algorithm.update(sampler.draw())
+    batch = collate(data, [Chunk(0, 0, 4)])
+    with torch.no_grad():
+        features, _ = algorithm.policy.trunk(batch.rows)
+        q, _ = algorithm._critics.values(features, batch.action)
+    assert q[:4].tolist() == pytest.approx([1 / 8, 1 / 4, 1 / 2, 1], abs=0.05)
+
+
+def test_the_mean_moves_to_the_push_that_paid() -> None:
+    """From one state, half of the pushes go left and are not paid, half go right and are: cloning would stand still."""
+
+    class Choice(PointData):
+        def vector(self, index: int, name: str) -> np.ndarray:
+            return np.zeros((2, 2), np.float32)
+
+        def actions(self, index: int) -> np.ndarray:
+            return np.array([[0.5 if index % 2 else -0.5]], np.float32)
+
+    data = Transitions.build(Choice(8, steps=1), {(k, 0): np.array([float(k % 2)], np.float32) for k in range(8)}, vectors=("state",))
+    config = IQL.Config(network=PUSHES, optimiser=FAST, target_rate=0.1)
+    algorithm, sampler = IQL(data, config, seed=0, updates=200), Sampler(data, sequences=16, context=1, seed=0)
+    for _ in range(200):
+        algorithm.update(sampler.draw())
+    with torch.no_grad():
+        mean, _ = algorithm.policy.head(torch.zeros(1, 2))
+    assert float(mean[0, 0]) > 0.4
+
+
+def test_advantages_of_continuous_actions_are_in_the_units_of_the_rewards() -> None:
+    algorithm, batch = pusher(IQL.Config(network=PUSHES, largest_return=20.0))
+    for _ in range(3):
+        algorithm.update(batch)
+    with torch.no_grad():
+        features, _ = algorithm.policy.trunk(batch.rows)
+        q = torch.minimum(*algorithm._target.values(features, batch.action))
+        expected = (q - algorithm._value(features)[:, 0]) / (20.0 / 2.0)
+    assert_close(algorithm.advantages(batch), expected)
+
+
+def test_the_usual_inverse_temperature_depends_on_what_is_seen() -> None:
+    states, _ = pusher(IQL.Config(network=PUSHES))
+    pictures, _ = learner()
+    assert (states._inverse_temperature, pictures._inverse_temperature) == (20.0, 1.0)
+    assert pusher(IQL.Config(network=PUSHES, inverse_temperature=0.0))[0]._inverse_temperature == 0.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
-from guerdon.networks import Optimiser, PolicyNetwork, seeded
+from guerdon.networks import GaussianHead, Optimiser, Perceptron, PolicyNetwork, Standardise, seeded
 from guerdon.transitions import Rows
 
 CONFIG = PolicyNetwork.Config(channels=8, width=16)
@@ -146,3 +146,101 @@ def test_a_long_gradient_is_shortened_and_its_length_reported() -> None:
     optimiser = Optimiser([weight], Optimiser.Config(learning_rate=0.0), updates=4)
     assert_close(optimiser.step(weight.square().sum()), tensor(6.0))
     assert_close(weight.grad, tensor([1.0]), atol=1e-5, rtol=0)
+
+
+# --- vectors and continuous actions -------------------------------------------------------------------------------------------------
+
+
+def state_network(*, reads: bool, vectors: dict[str, int] | None = None, action_size: int = 2) -> PolicyNetwork:
+    with seeded(0):
+        return PolicyNetwork({}, words=9, actions=0, config=CONFIG, vectors=vectors or {"state": 3}, action_size=action_size, reads=reads)
+
+
+def states(*lengths: int, seed: int = 0) -> Rows:
+    random = torch.Generator().manual_seed(seed)
+    count = sum(lengths)
+    values = torch.randn(count, 3, generator=random)
+    return replace(rows(*lengths), frames={}, previous_action=torch.zeros(count, 2), vectors={"state": values})
+
+
+def test_vectors_are_brought_to_the_scale_of_the_data() -> None:
+    scale = Standardise(4)
+    scale.measure(tensor([1.0, 0.0, -2.0, 7.0]), tensor([1.999, 0.0, 0.499, 0.001]))
+    seen = tensor([[3.0, 5.0, -2.5, 7.002], [1.0, 0.0, 100.0, 7.0]])
+    # (3 - 1) / 2; the second never changed; (-2.5 + 2) / 0.5; 0.002 / 0.002; and 102 / 0.5 is cut at 10
+    assert_close(scale(seen), tensor([[1.0, 0.0, -1.0, 1.0], [0.0, 0.0, 10.0, 0.0]]), atol=1e-3, rtol=0)
+
+
+def test_the_scale_belongs_to_the_weights() -> None:
+    first, second = state_network(reads=False), state_network(reads=False)
+    first.measure({"state": (tensor([1.0, 2.0, 3.0]), tensor([1.0, 1.0, 1.0]))}, tensor([0.5, 1e-9]))
+    second.load_state_dict(first.state_dict())
+    assert_close(features(second, states(4)), features(first, states(4)))
+    assert_close(first.head.log_deviation, tensor([0.5, 1.0]).log() + tensor([0.0, -5.0]))
+
+
+def test_a_state_s_features_are_the_state_and_what_is_asked() -> None:
+    blind, reading = state_network(reads=False), state_network(reads=True)
+    seen = states(2, 2)
+    assert features(blind, seen).shape == (4, 3)
+    assert_close(features(blind, seen), seen.vectors["state"])  # nothing was measured yet
+    both = features(reading, seen)
+    assert both.shape == (4, 3 + CONFIG.width)
+    assert_close(both[0, 3:], both[1, 3:])
+    assert not torch.allclose(both[1, 3:], both[2, 3:])  # the second sequence follows another instruction
+    with torch.no_grad():
+        assert_close(reading.trunk(seen, None, reading.trunk.read(seen.tokens))[0], both)
+
+
+def test_a_state_is_all_that_matters() -> None:
+    net, seen = state_network(reads=False), states(5)
+    reversed_rows = replace(seen, vectors={"state": seen.vectors["state"].flip(0)}, previous_action=torch.ones(5, 2))
+    assert_close(features(net, reversed_rows).flip(0), features(net, seen))
+    assert net.trunk.remember(seen) is None
+    assert net.trunk(seen)[1].shape == (1, 0)
+
+
+def test_heads_on_a_state_are_networks_of_their_own() -> None:
+    net = state_network(reads=False)
+    widths = [layer.weight.shape for layer in net.new_head(1, beside=2) if isinstance(layer, torch.nn.Linear)]
+    assert [tuple(width) for width in widths] == [(256, 5), (256, 256), (1, 256)]
+    assert not any(parameter.requires_grad for name, parameter in net.trunk.named_parameters())
+    assert not list(net.trunk.parameters())
+
+
+def test_a_gaussian_s_mean_is_squashed_and_its_deviation_bounded() -> None:
+    head = GaussianHead(Perceptron(2, (), 3), 3)
+    with torch.no_grad():
+        head.log_deviation.copy_(tensor([-9.0, 0.5, 9.0]))
+        mean, log_deviation = head(tensor([[100.0, -100.0]]))
+    assert (mean.abs() <= 1).all()
+    assert log_deviation.tolist() == [-5.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize("action_size", [0, 2])
+def test_vectors_beside_pictures_matter_at_once_and_later(action_size: int) -> None:
+    with seeded(0):
+        net = PolicyNetwork(
+            {"full": (16, 24)}, words=9, actions=ACTIONS, config=CONFIG, vectors={"state": 3}, action_size=action_size
+        ).eval()
+    whole = replace(rows(6), vectors={"state": torch.zeros(6, 3)})
+    if action_size:
+        whole = replace(whole, previous_action=torch.zeros(6, 2))
+    moved = torch.zeros(6, 3)
+    moved[2] = 1.0
+    difference = (features(net, replace(whole, vectors={"state": moved})) - features(net, whole)).abs().sum(1)
+    assert (difference[:2] == 0).all()
+    assert (difference[2:] > 1e-6).all()
+    pushed = replace(whole, previous_action=torch.ones_like(whole.previous_action))
+    assert not torch.allclose(features(net, pushed), features(net, whole))
+
+
+def test_networks_that_share_nothing_are_clipped_apart() -> None:
+    first, second = torch.nn.Parameter(tensor([3.0])), torch.nn.Parameter(tensor([4.0]))
+    optimiser = Optimiser([first, second], Optimiser.Config(learning_rate=0.0), updates=4, apart=[[second]])
+    assert_close(optimiser.step(first.square().sum() + 100 * second.square().sum()), tensor(6.0))
+    assert_close(first.grad, tensor([1.0]), atol=1e-5, rtol=0)
+    assert_close(second.grad, tensor([1.0]), atol=1e-5, rtol=0)
+    together = Optimiser([first, second], Optimiser.Config(learning_rate=0.0), updates=4)
+    assert_close(together.step(1.5 * first.square().sum() + 1.5 * second.square().sum()), tensor(15.0))  # 9 and 12
+    assert_close(first.grad, tensor([0.6]), atol=1e-5, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +210,100 @@ def test_tensors_and_record_survive_the_file(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
     with pytest.raises(RunError, match="no such file"):
         read_tensors(tmp_path / "y.safetensors")
+
+
+# --- vectors and continuous actions -------------------------------------------------------------------------------------------------
+
+STATE = ObservationSpec({}, (), Vocabulary.of(["open the drawer", "close it"]), {"state": 5}, 2)
+STATES = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def pusher(tmp_path: Path) -> Path:
+    with seeded(1):
+        network = network_for(STATE, PolicyNetwork.Config(width=16, hidden=(16,)))
+    network.measure({"state": (torch.full((5,), 0.1), torch.full((5,), 2.0))}, torch.tensor([0.5, 0.5]))
+    save_policy(tmp_path / "pusher", network, STATE, {})
+    return tmp_path / "pusher"
+
+
+def test_a_vector_is_enough(pusher: Path) -> None:
+    policy = load_policy(pusher)
+    assert policy.views == ()
+    policy.start("open the drawer")
+    action = policy.step(STATES[0])
+    assert (action.shape, action.dtype) == ((2,), np.float32)
+    assert (np.abs(action) <= 1).all()
+    np.testing.assert_array_equal(policy.step({"state": STATES[0].astype(np.float64), "other": np.zeros(3)}), action)
+    assert not np.array_equal(policy.step(STATES[1]), action)
+    policy.start("close it")
+    assert not np.array_equal(policy.step(STATES[0]), action)
+
+
+def test_the_mean_is_the_action_and_the_scale_is_that_of_the_data(pusher: Path) -> None:
+    policy = load_policy(pusher)
+    policy.start("open the drawer")
+    tensors, _ = read_tensors(pusher / "policy.safetensors")
+    words = network_for(STATE, PolicyNetwork.Config(width=16, hidden=(16,)))
+    words.load_state_dict(tensors)
+    with torch.no_grad():
+        summary = words.trunk.read(STATE.vocabulary.batch(["open the drawer"])).summary[0]
+        features = torch.cat([(torch.from_numpy(STATES[0]) - 0.1) / 2.001, summary])
+        first, last = words.head.mean[0], words.head.mean[2]
+        expected = torch.tanh(last(torch.relu(first(features))))
+    assert_close(torch.from_numpy(policy.step(STATES[0])), expected)
+
+
+def test_sampled_pushes_repeat_with_their_seed_and_stay_in_range(pusher: Path) -> None:
+    def episode(seed: int) -> np.ndarray:
+        policy = load_policy(pusher, sample=True, seed=seed)
+        policy.reset(tasks("open the drawer", "close it"))
+        return np.array([policy.act({"state": STATES[[k, k + 1]]}, np.ones(2, np.bool_)) for k in range(11)])
+
+    assert np.array_equal(episode(0), episode(0))
+    assert not np.array_equal(episode(0), episode(1))
+    assert np.abs(episode(0)).max() <= 1
+
+
+def test_slots_of_a_policy_of_states_do_not_disturb_one_another(pusher: Path) -> None:
+    alone = []
+    for slot, text in enumerate(("open the drawer", "close it", "close it")):
+        policy = load_policy(pusher)
+        policy.start(text)
+        alone.append(policy.step(STATES[slot]))
+    policy.reset(tasks("open the drawer", "close it", "close it"))
+    together = policy.act({"state": STATES[:3]}, np.array([True, False, True]))
+    assert together.shape == (3, 2)
+    assert_close(torch.from_numpy(together[[0, 2]]), torch.from_numpy(np.stack([alone[0], alone[2]])))
+    assert (together[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        (np.zeros(4), "expects 5 floats for vector 'state', got float64"),
+        ({"force": np.zeros(5)}, "'state', but what is given is: force"),
+        (np.full(5, np.inf), "not finite"),
+    ],
+)
+def test_another_vector_is_refused(pusher: Path, seen: Any, message: str) -> None:
+    policy = load_policy(pusher)
+    policy.start("open the drawer")
+    with pytest.raises(PolicyError, match=message):
+        policy.step(seen)
+    policy.reset(tasks("open the drawer", "close it"))
+    with pytest.raises(PolicyError, match="2 episodes are under way, but 3 vectors"):
+        policy.act({"state": STATES[:3]}, np.ones(2, np.bool_))
+
+
+def test_pictures_and_vectors_together(tmp_path: Path) -> None:
+    spec = ObservationSpec({"full": (16, 24)}, (), SPEC.vocabulary, {"state": 5}, 2)
+    save_policy(tmp_path, network_for(spec, PolicyNetwork.Config(channels=8, width=16)), spec, {})
+    policy = load_policy(tmp_path)
+    assert policy.spec == spec
+    assert policy.views == ("full",)
+    policy.start("go to the red ball")
+    first = policy.step({"full": FRAMES[0], "state": STATES[0]})
+    assert not np.array_equal(policy.step({"full": FRAMES[0], "state": STATES[0]}), first)  # it remembers what it did
+    with pytest.raises(PolicyError, match="sees the vector 'state'"):
+        policy.step(FRAMES[0])

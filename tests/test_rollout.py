@@ -14,6 +14,8 @@ from guerdon.evaluation.baselines import RandomActor, ReplayActor
 from guerdon.interfaces import Actor, Environment, Integers, Observation, Step
 from guerdon.records import Frames, Task
 from guerdon.rollout import run_tasks
+from guerdon.seeding import generator
+from tests import point
 
 
 class Counter(Environment):
@@ -166,3 +168,119 @@ def test_replay(idle: int | None, expected: list[int]) -> None:
 def test_replay_needs_a_recording() -> None:
     with pytest.raises(UsageError, match="nothing to replay for task b"):
         ReplayActor({"a": np.array([1])}).reset([task("b", 1, 1)])
+
+
+# --- continuous actions and vectors -------------------------------------------------------------------------------------------------
+
+
+class Straight(Actor):
+    """Pushes the point to its goal."""
+
+    views = ()
+
+    def reset(self, tasks: Sequence[Task]) -> None:
+        self.seen: list[set[str]] = []
+
+    def act(self, seen: Mapping[str, npt.NDArray[Any]], active: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        self.seen.append(set(seen))
+        state = seen["state"]
+        return np.clip((state[:, 2:4] - state[:, :2]) / point.SPEED, -1, 1)
+
+
+def test_continuous_actions_and_true_rewards_are_kept() -> None:
+    actor = Straight()
+    results = run_tasks(actor, point.tasks(5, limit=15), point.PointWorld)
+    assert all(result.success and result.completed == 1.0 for result in results)
+    assert actor.seen[0] == {"above", "state"}
+    for result in results:
+        assert result.actions.shape == (result.steps, 2)
+        assert result.actions.dtype == np.float32
+        random = generator(result.task.spec["seed"], "world")
+        place, goal = random.uniform(-1, 1, 2), random.uniform(-1, 1, 2)
+        left = np.linalg.norm(goal - place - point.SPEED * result.actions.sum(0))
+        assert left < point.NEAR
+        assert result.reward == pytest.approx(np.linalg.norm(goal - place) - left, abs=1e-4)
+
+
+def test_films_have_worlds_of_their_own() -> None:
+    point.PointWorld.made.clear()
+    some = point.tasks(5)
+    films = {some[1].id, some[4].id}
+    results = run_tasks(
+        Straight(),
+        some,
+        lambda: point.PointWorld(views=()),
+        slots=2,
+        keep_frames=films,
+        make_filmed=lambda: point.PointWorld(views=("above",)),
+    )
+    assert point.PointWorld.made == [(), (), ("above",), ("above",)]
+    assert [sorted(result.frames) for result in results] == [[], ["above"], [], [], ["above"]]
+    assert results[1].frames["above"].shape == (results[1].steps + 1, 4, 4, 3)
+    together = run_tasks(Straight(), some, point.PointWorld, slots=5)
+    for one, other in zip(results, together, strict=True):
+        assert (one.task, one.steps, one.reward) == (other.task, other.steps, other.reward)
+
+
+def test_progress_that_is_lost_again_counts() -> None:
+    class Fading(Counter):
+        """Near its goal after two steps, and far again after three."""
+
+        def step(self, action: int) -> Step:
+            self.count += 1
+            return Step(self._look(), (0.0, 0.5, 0.75, 0.25)[self.count], False, float(self.count))
+
+    result = run_tasks(Watcher(), [task("a", 4, 3)], Fading)[0]
+    assert (result.completed, result.success, result.reward) == (0.75, False, 6.0)
+
+
+class Stubborn(Straight):
+    def __init__(self, actions: npt.NDArray[Any]) -> None:
+        self._actions = actions
+
+    def act(self, seen: Mapping[str, npt.NDArray[Any]], active: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        return self._actions
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros(2), "2 rows of 2 floats"),
+        (np.zeros((2, 3)), "2 rows of 2 floats"),
+        (np.zeros((2, 2), np.int64), "2 rows of 2 floats"),
+        (np.full((2, 2), 1.5), r"outside \[-1, 1\]"),
+        (np.full((2, 2), np.nan), "not a number"),
+    ],
+)
+def test_an_actor_returns_floats_in_range(actions: npt.NDArray[Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        run_tasks(Stubborn(actions), point.tasks(2), point.PointWorld)
+
+
+def test_random_pushes_are_uniform_and_repeatable() -> None:
+    def pushes(seed: int) -> npt.NDArray[Any]:
+        far = Task("point/far", "point", "go", 1, "fixed", 2000, spec={"seed": 3})
+        return run_tasks(RandomActor(seed, 0, 2), [far], Distant)[0].actions
+
+    assert np.array_equal(pushes(0), pushes(0))
+    assert not np.array_equal(pushes(0), pushes(1))
+    assert pushes(0).shape == (2000, 2)
+    assert abs(pushes(0).mean()) < 0.05
+    assert pushes(0).std() == pytest.approx(3**-0.5, abs=0.02)
+
+
+class Distant(point.PointWorld):
+    """Never done."""
+
+    def step(self, action: Any) -> Step:
+        self._place = self._goal + 5.0
+        return super().step(action)
+
+
+def test_recorded_pushes_are_replayed() -> None:
+    recorded = point.PointData(1, steps=4)
+    recorded._walks[0][1][0, 0] = 1.00001  # rounded beyond 1 by the recorder
+    replay = ReplayActor.of(recorded, {"point/0": 0})
+    done = run_tasks(replay, point.tasks(1, limit=6), Distant)[0].actions
+    expected = np.clip(recorded.actions(0)[[0, 1, 2, 3, 3, 3]], -1, 1)
+    np.testing.assert_array_equal(done, expected)

@@ -17,9 +17,11 @@ from guerdon.interfaces import Actor
 from guerdon.networks import Optimiser, PolicyNetwork
 from guerdon.recipes import learning_test
 from guerdon.records import Frames
-from guerdon.training.offline import Config, advantages, train, updates_within
+from guerdon.rollout import run_tasks
+from guerdon.training.offline import Config, advantages, train, updates_for, updates_within
 from guerdon.training.policy import load_policy, read_tensors
 from guerdon.transitions import Transitions
+from tests import point
 from tests.memory import MemoryDataset, MemoryEpisode
 
 SMALL = PolicyNetwork.Config(channels=8, width=16)
@@ -136,7 +138,7 @@ def test_a_line_of_metrics_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
 
 
 def test_divergence_is_an_error_and_leaves_no_policy(tmp_path: Path) -> None:
-    config = BC.Config(network=SMALL, optimiser=Optimiser.Config(learning_rate=float("inf")))
+    config = BC.Config(network=SMALL, optimiser=Optimiser.Config(learning_rate=1e30))
     with pytest.raises(PolicyError, match="training diverged"):
         run(tmp_path, "bc", config=config)
     assert not (tmp_path / "policy.json").exists()
@@ -260,6 +262,65 @@ def test_advantages_are_those_of_the_finished_training(tmp_path: Path) -> None:
         advantages(data, "iql", SETTINGS["iql"], updates=10, seed=1, out=out, loop=LOOP)
     imitation = run(tmp_path / "bc", "bc", data=data)
     assert advantages(data, "bc", SETTINGS["bc"], updates=10, seed=0, out=imitation, loop=LOOP) is None
+
+
+# --- vectors and continuous actions -------------------------------------------------------------------------------------------------
+
+PUSHES: dict[str, Any] = {
+    "bc": BC.Config(network=PolicyNetwork.Config(hidden=(16,))),
+    "iql": IQL.Config(network=PolicyNetwork.Config(hidden=(16,))),
+}
+SINGLES = Config(sequences=4, log_every=2, checkpoint_every=4)
+
+
+def pushes(count: int = 4, *, texts: tuple[str, ...] = ("go", "run")) -> Transitions:
+    return Transitions.build(point.PointData(count, steps=5, texts=texts), vectors=("state",))
+
+
+@pytest.mark.parametrize(("name", "kill_at"), [("bc", 6), ("iql", 4)])
+def test_a_killed_run_on_states_goes_on_bit_by_bit(tmp_path: Path, name: str, kill_at: int) -> None:
+    more: dict[str, Any] = {"data": pushes(), "config": PUSHES[name], "loop": SINGLES}
+    run(tmp_path / "whole", name, **more)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", name, kill_at=kill_at, **more)
+    run(tmp_path / "killed", name, **more)
+    assert differing_tensors(tmp_path / "whole", tmp_path / "killed") == []
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+    run(tmp_path / "other", name, seed=1, **more)
+    assert differing_tensors(tmp_path / "whole", tmp_path / "other") != []
+
+
+def test_batches_and_updates_fit_what_is_seen(tmp_path: Path) -> None:
+    pictures, states = transitions().spec, pushes().spec
+    assert (Config().of(pictures), Config().of(states)) == ((8, 64), (256, 1))
+    assert Config(sequences=3, context=7).of(states) == (3, 7)
+    assert (updates_for(pictures), updates_for(states)) == (1500, 5000)
+    out = run(tmp_path, "bc", data=pushes(), config=PUSHES["bc"], loop=None, updates=2)
+    training = json.loads((out / "policy.json").read_text())["training"]
+    assert (training["sequences"], training["context"], training["updates"]) == (256, 1, 2)
+
+
+def test_advantages_of_states(tmp_path: Path) -> None:
+    data = pushes()
+    which: dict[str, Any] = {"updates": 6, "seed": 0, "loop": SINGLES}
+    train(data, "iql", PUSHES["iql"], out=tmp_path, **which)
+    found = advantages(data, "iql", PUSHES["iql"], out=tmp_path, **which)
+    assert found is not None
+    assert {key: array.shape for key, array in found.items()} == {(k, 0): (5,) for k in range(4)}
+
+
+def test_a_reward_teaches_straighter_ways_than_imitation(tmp_path: Path) -> None:
+    """Most recorded pushes go astray; which ones, the reward says."""
+    data = Transitions.build(point.PointData(40), vectors=("state",))
+    steps = {}
+    for name, algorithm in (("bc", BC), ("iql", IQL)):
+        config = algorithm.Config(network=PolicyNetwork.Config(hidden=(64, 64)))  # type: ignore[call-arg]
+        out = train(data, name, config, updates=500, seed=0, out=tmp_path / name, loop=Config(sequences=64))
+        results = run_tasks(load_policy(out), point.tasks(30), lambda: point.PointWorld(views=()))
+        steps[name] = float(np.mean([result.steps for result in results]))
+        completed = float(np.mean([result.success for result in results]))
+    assert completed == 1.0  # by iql, the last one
+    assert steps["iql"] < 0.6 * steps["bc"]
 
 
 @pytest.mark.slow

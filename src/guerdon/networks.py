@@ -1,14 +1,20 @@
-"""The network of a policy that sees pictures, reads an instruction and remembers the whole episode.
+"""The networks of policies: one that sees pictures, reads an instruction and remembers the episode, and one that sees a state.
 
-The problem: from a few hundred recorded episodes and a minute or two on one processor core, learn what to do next when the instruction
-has several parts and the picture does not say which of them are done. So the network asks two questions, one after the other. A memory
-over the episode attends to the words that are due now; then the picture is looked at once more with those words in mind:
+The problem of pictures: from a few hundred recorded episodes and a minute or two on one processor core, learn what to do next when the
+instruction has several parts and the picture does not say which of them are done. So the network asks two questions, one after the other.
+A memory over the episode attends to the words that are due now; then the picture is looked at once more with those words in mind:
 
     picture -> tiles -> convolutions that know the instruction -> memory (with the previous action) -> attention over the words
             -> convolutions that know the words due now -> layout of the picture -> features for the heads
 
 All pictures of a batch go through the convolutions at once; only the memory runs along time. Everything is normalised tile by tile or row
-by row, so an output never depends on what else is in the batch. Instructions are read once per distinct text.
+by row, so an output never depends on what else is in the batch. Instructions are read once per distinct text. Vectors that are seen beside
+pictures are added to both looks.
+
+Where there are vectors and no pictures, they are the state. `StateTrunk` only brings them to a common scale (and adds what the instruction
+says, if there are several); there is no memory, and policy, value and critics are networks of their own on top of it, as in "Offline
+Reinforcement Learning with Implicit Q-Learning" (Kostrikov, Nair, Levine, ICLR 2022). Continuous actions come from a Gaussian whose mean
+lies in [-1, 1].
 
 Rows are laid out as in `guerdon.transitions.Rows`, which this module knows as the protocol `Sequences`. In shapes: R rows, B sequences, U
 distinct instructions of at most L tokens, T rows of the longest sequence. Nothing is read from disk or written.
@@ -19,9 +25,10 @@ A picture is conditioned on words as in "FiLM: Visual Reasoning with a General C
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -41,7 +48,7 @@ class Sequences(Protocol):
 
     @property
     def previous_action(self) -> Tensor:
-        """(R,) int64; the number of actions stands for "none"."""
+        """(R,) int64, where the number of actions stands for "none"; or (R, A) float32."""
 
     @property
     def lengths(self) -> Tensor:
@@ -55,6 +62,38 @@ class Sequences(Protocol):
     def tokens(self) -> Tensor:
         """(U, L) int64, 0 for padding, at least one token in each row."""
 
+    @property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """Name -> (R, D) float32."""
+
+
+class Spec(Protocol):
+    """What a policy sees and does, as in `guerdon.transitions.ObservationSpec`."""
+
+    @property
+    def views(self) -> Mapping[str, tuple[int, int]]:
+        """View -> (height, width) in pixels."""
+
+    @property
+    def vectors(self) -> Mapping[str, int]:
+        """Name -> number of components."""
+
+    @property
+    def action_names(self) -> Sequence[str]:
+        """Named actions; none for continuous ones."""
+
+    @property
+    def action_size(self) -> int:
+        """A, the components of a continuous action; 0 for named ones."""
+
+    @property
+    def vocabulary(self) -> Sized:
+        """Its length is the number of tokens."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether the instruction matters."""
+
 
 @contextmanager
 def seeded(seed: int, *names: str) -> Iterator[None]:
@@ -67,6 +106,40 @@ def seeded(seed: int, *names: str) -> Iterator[None]:
 def head(width: int, outputs: int) -> nn.Sequential:
     """Features (R, width) -> (R, outputs)."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+class Perceptron(nn.Sequential):
+    """Features (R, inputs) -> (R, outputs), through hidden layers of rectified units."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        widths = [inputs, *hidden]
+        layers = [layer for n, m in pairwise(widths) for layer in (nn.Linear(n, m), nn.ReLU())]
+        super().__init__(*layers, nn.Linear(widths[-1], outputs))
+
+
+class GaussianHead(nn.Module):
+    """Features (R, inputs) -> mean (R, A) in (-1, 1) and log standard deviation (A,) of the action.
+
+    The deviation does not depend on the state, as in the paper's code. Its logarithm is kept within [-5, 2] (the paper's code: -10 to 2,
+    CORL: -20 to 2): recorded experts repeat themselves exactly, the likelihood then grows without bound as the deviation shrinks, and so
+    does the gradient of the mean. A deviation of 0.7 % of the range is exact enough.
+    """
+
+    LOWEST, HIGHEST = -5.0, 2.0
+
+    def __init__(self, mean: nn.Module, size: int) -> None:
+        """Args: mean: features -> (R, A), before it is squashed; size: A."""
+        super().__init__()
+        self.mean = mean
+        self.log_deviation = nn.Parameter(torch.zeros(size))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(self.mean(features)), self.log_deviation.clamp(self.LOWEST, self.HIGHEST)
+
+    @torch.no_grad()
+    def begin_at(self, deviation: Tensor) -> None:
+        """Lets a fresh head start with `deviation` (A,): that of the recorded actions, so that no updates are spent on finding it."""
+        self.log_deviation.copy_(deviation.log().clamp(self.LOWEST, self.HIGHEST))
 
 
 def scale_gradient(features: Tensor, share: float) -> Tensor:
@@ -178,6 +251,48 @@ class View(nn.Module):
         return layout
 
 
+class Standardise(nn.Module):
+    """A vector (R, D) -> the same in units of its deviation in the data, cut at 10.
+
+    Divides by the deviation plus 0.001, as CORL does: a component that moves by less than a thousandth is noise. A component that never
+    changed in the data is left out, since nothing can be learned from it and any other value would be a surprise.
+    """
+
+    LARGEST = 10.0
+    UNCHANGED = 1e-6
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return ((vector - self.mean) * self.scale).clamp(-self.LARGEST, self.LARGEST)
+
+    @torch.no_grad()
+    def measure(self, mean: Tensor, deviation: Tensor) -> None:
+        """Takes over mean and deviation (D,) of the data."""
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(deviation > self.UNCHANGED, 1 / (deviation + 1e-3), 0.0))
+
+
+class VectorView(nn.Module):
+    """A vector as it is seen beside pictures: part of the first and of the second look."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(size)
+        self.looks = nn.Linear(size, 2 * width)
+
+    def forward(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, D) -> what is added to the layouts of the pictures before and after the memory, each (R, width)."""
+        first, second = self.looks(self.standardise(vector)).chunk(2, 1)
+        return first, second
+
+
 class Memory(nn.Module):
     """What happened so far, in two parts: a latch, and a recurrent network that reads the latch.
 
@@ -212,17 +327,30 @@ class Memory(nn.Module):
 class Trunk(nn.Module):
     """What was seen so far and an instruction -> features (R, width) of the present situation."""
 
-    def __init__(self, pictures: Mapping[str, tuple[int, int]], *, words: int, actions: int, config: PolicyNetwork.Config) -> None:
+    remembers = True
+
+    def __init__(
+        self,
+        pictures: Mapping[str, tuple[int, int]],
+        vectors: Mapping[str, int],
+        *,
+        words: int,
+        actions: int,
+        action_size: int,
+        config: PolicyNetwork.Config,
+    ) -> None:
         super().__init__()
-        width = config.width
-        self.names = tuple(pictures)
+        self.width = width = config.width
+        self.memory_size = 2 * width
+        self.names, self.vector_names = tuple(pictures), tuple(vectors)
         self.reader = Reader(words, width)
         self.views = nn.ModuleList(View(size, config) for size in pictures.values())
-        self.previous_action = nn.Embedding(actions + 1, width)
+        self.previous_action = nn.Linear(action_size, width) if action_size else nn.Embedding(actions + 1, width)
         self.norm = nn.LayerNorm(width)
         self.memory = Memory(width)
         self.query = nn.Linear(width, width)
         self.situation = nn.Sequential(nn.Linear(3 * width, width), nn.LayerNorm(width), nn.ReLU())
+        self.vectors = nn.ModuleList(VectorView(size, width) for size in vectors.values())
 
     def read(self, tokens: Tensor) -> Words:
         """Reads instructions (U, L); give the result to `forward` to act on the same ones again and again."""
@@ -246,21 +374,67 @@ class Trunk(nn.Module):
         place = _Places(rows.lengths)
         instruction = words.summary[rows.instruction][place.sequence]
         looks = [view.first_look(rows.frames[name], instruction) for name, view in self._views()]
-        seen = F.relu(self.norm(torch.stack([layout for _, layout in looks]).sum(0) + self.previous_action(rows.previous_action)))
+        felt = [vector(rows.vectors[name]) for name, vector in self._vectors()]
+        early = torch.stack([*(layout for _, layout in looks), *(first for first, _ in felt)]).sum(0)
+        seen = F.relu(self.norm(early + self.previous_action(rows.previous_action)))
         states, memory = self.memory(place.pad(seen), rows.lengths, memory)
         due = torch.cat([place.rows(states), place.rows(self._attended(states, words, rows.instruction))], 1)
         layouts = [view.second_look(tiles, due) for (_, view), (tiles, _) in zip(self._views(), looks, strict=True)]
-        features: Tensor = self.situation(torch.cat([torch.stack(layouts).sum(0), due], 1))
+        late = torch.stack([*layouts, *(second for _, second in felt)]).sum(0)
+        features: Tensor = self.situation(torch.cat([late, due], 1))
         return features, memory
+
+    def scales(self) -> Iterator[tuple[str, Standardise]]:
+        """Each vector's name and how it is brought to scale."""
+        return ((name, vector.standardise) for name, vector in self._vectors())
 
     def _views(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.views, strict=True)
+
+    def _vectors(self) -> Iterator[tuple[str, Any]]:
+        return zip(self.vector_names, self.vectors, strict=True)
 
     def _attended(self, states: Tensor, words: Words, instruction: Tensor) -> Tensor:
         """What of the instruction is due at each step: (B, T, width)."""
         features = words.features[instruction]
         score: Tensor = self.query(states) @ features.transpose(1, 2) / math.sqrt(features.shape[2])
         return score.masked_fill(words.padding[instruction][:, None, :], -math.inf).softmax(-1) @ features
+
+
+class StateTrunk(nn.Module):
+    """Vectors that are the whole state, and an instruction -> features (R, width): the vectors on a common scale and, where instructions
+    differ, a summary of what is asked for. Has no memory and nothing to learn but how to read."""
+
+    remembers = False
+    memory_size = 0
+
+    def __init__(self, vectors: Mapping[str, int], *, words: int, reads: bool, config: PolicyNetwork.Config) -> None:
+        super().__init__()
+        self.names = tuple(vectors)
+        self.standardise = nn.ModuleList(Standardise(size) for size in vectors.values())
+        self.reader = Reader(words, config.width) if reads else None
+        self.width = sum(vectors.values()) + (config.width if reads else 0)
+
+    def read(self, tokens: Tensor) -> Words | None:
+        """As `Trunk.read`; None if the instruction does not matter."""
+        return None if self.reader is None else self.reader(tokens)
+
+    def remember(self, prefix: Sequences | None) -> None:
+        """Nothing, whatever came before."""
+        del prefix
+
+    def scales(self) -> Iterator[tuple[str, Any]]:
+        """Each vector's name and how it is brought to scale."""
+        return zip(self.names, self.standardise, strict=True)
+
+    def forward(self, rows: Sequences, memory: Tensor | None = None, words: Words | None = None) -> tuple[Tensor, Tensor]:
+        """As `Trunk.forward`, with a memory (B, 0)."""
+        del memory
+        features = [scale(rows.vectors[name]) for name, scale in self.scales()]
+        words = words or self.read(rows.tokens)
+        if words is not None:
+            features.append(torch.repeat_interleave(words.summary[rows.instruction], rows.lengths, 0))
+        return torch.cat(features, 1), features[0].new_zeros(len(rows.lengths), 0)
 
 
 class _Places:
@@ -281,7 +455,7 @@ class _Places:
 
 
 class PolicyNetwork(nn.Module):
-    """All that is needed to act: a trunk, and a head that gives the logits of the actions."""
+    """All that is needed to act: a trunk, and a head that gives the logits of the actions or, for continuous ones, a Gaussian."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -299,6 +473,8 @@ class PolicyNetwork(nn.Module):
         """Numbers that are kept of each tile, together with its place."""
         width: int = 128
         """Width of word features, memory and heads; even."""
+        hidden: tuple[int, ...] = (256, 256)
+        """Widths of the hidden layers of each network that sees vectors and no pictures."""
 
         def __post_init__(self) -> None:
             for name in ("tile", "channels", "layout_numbers", "width"):
@@ -306,13 +482,60 @@ class PolicyNetwork(nn.Module):
                     raise UsageError(f"the network's {name} is at least 1, got {getattr(self, name)}")
             if min(self.early_convolutions, self.late_convolutions) < 0 or self.width % 2:
                 raise UsageError("the network's width is even and its convolutions are not fewer than none")
+            object.__setattr__(self, "hidden", tuple(self.hidden))  # a record read from JSON has a list
+            if min(self.hidden, default=1) < 1:
+                raise UsageError(f"the network's hidden layers are at least 1 wide, got {self.hidden}")
 
-    def __init__(self, pictures: Mapping[str, tuple[int, int]], *, words: int, actions: int, config: Config) -> None:
-        """Args: pictures: view -> (height, width) in pixels; words: size of the vocabulary; actions: number of actions."""
+    def __init__(
+        self,
+        pictures: Mapping[str, tuple[int, int]],
+        *,
+        words: int,
+        actions: int,
+        config: Config,
+        vectors: Mapping[str, int] | None = None,
+        action_size: int = 0,
+        reads: bool = True,
+    ) -> None:
+        """Args: pictures: view -> (height, width) in pixels; words: size of the vocabulary; actions: number of named actions; vectors: name
+        -> components; action_size: components of a continuous action, 0 for named ones; reads: whether the instruction matters (it always
+        does where there are pictures)."""
         super().__init__()
-        self.config = config
-        self.trunk = Trunk(pictures, words=words, actions=actions, config=config)
-        self.head = head(config.width, actions)
+        self.config, self.action_size = config, action_size
+        vectors = vectors or {}
+        self.trunk: Trunk | StateTrunk = (
+            Trunk(pictures, vectors, words=words, actions=actions, action_size=action_size, config=config)
+            if pictures
+            else StateTrunk(vectors, words=words, reads=reads, config=config)
+        )
+        self.head = GaussianHead(self.new_head(action_size), action_size) if action_size else self.new_head(actions)
+
+    @classmethod
+    def of(cls, spec: Spec, config: Config) -> PolicyNetwork:
+        """A network with fresh weights for what `spec` describes."""
+        return cls(
+            spec.views,
+            words=len(spec.vocabulary),
+            actions=len(spec.action_names),
+            config=config,
+            vectors=spec.vectors,
+            action_size=spec.action_size,
+            reads=spec.reads,
+        )
+
+    def new_head(self, outputs: int, beside: int = 0) -> nn.Sequential:
+        """A fresh network from the trunk's features, and `beside` further numbers, to `outputs`."""
+        inputs = self.trunk.width + beside
+        if not self.trunk.remembers:
+            return Perceptron(inputs, self.config.hidden, outputs)
+        return Perceptron(inputs, (self.config.width,), outputs) if beside else head(self.trunk.width, outputs)
+
+    def measure(self, moments: Mapping[str, tuple[Tensor, Tensor]], action_deviation: Tensor | None) -> None:
+        """Takes over what is known of the data before learning: mean and deviation (D,) of each vector, deviation (A,) of the actions."""
+        for name, scale in self.trunk.scales():
+            scale.measure(*moments[name])
+        if isinstance(self.head, GaussianHead) and action_deviation is not None:
+            self.head.begin_at(action_deviation)
 
 
 class Optimiser:
@@ -335,13 +558,25 @@ class Optimiser:
         """Longest gradient; longer ones are shortened to it."""
 
         def __post_init__(self) -> None:
-            if self.warm_up < 1 or self.gradient_norm <= 0 or min(self.learning_rate, self.weight_decay) < 0:
+            rates = self.learning_rate, self.weight_decay
+            if self.warm_up < 1 or not self.gradient_norm > 0 or not all(0 <= rate < math.inf for rate in rates):  # not a number: neither
                 raise UsageError("learning_rate and weight_decay are not negative, gradient_norm is above 0, warm_up at least 1")
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: Config, *, updates: int) -> None:
-        """Args: parameters: what is fitted; updates: after how many the learning rate reaches zero."""
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: Config,
+        *,
+        updates: int,
+        apart: Sequence[Iterable[nn.Parameter]] = (),
+    ) -> None:
+        """Args: parameters: what is fitted; updates: after how many the learning rate reaches zero; apart: networks among the parameters
+        whose gradients are clipped on their own, because they share nothing with the rest."""
         self.config, self.updates, self.made = config, updates, 0
         self._parameters = list(parameters)
+        groups = [list(group) for group in apart]
+        alone = {id(parameter) for group in groups for parameter in group}
+        self._clipped = [[parameter for parameter in self._parameters if id(parameter) not in alone], *groups]
         self._adam = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
     def learning_rate(self) -> float:
@@ -351,10 +586,11 @@ class Optimiser:
         return self.config.learning_rate * rise * fall
 
     def step(self, loss: Tensor) -> Tensor:
-        """Moves the weights down the gradient of `loss`. Returns the gradient's norm before clipping, not synchronised with the host."""
+        """Moves the weights down the gradient of `loss`. Returns the gradient's norm before clipping, without what is clipped apart; not
+        synchronised with the host."""
         self._adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm: Tensor = nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_norm)
+        norm, *_ = (nn.utils.clip_grad_norm_(group, self.config.gradient_norm) for group in self._clipped)
         for group in self._adam.param_groups:
             group["lr"] = self.learning_rate()
         self._adam.step()

@@ -1,4 +1,4 @@
-"""Recorded behaviour as training data: pictures, actions, rewards and instructions, kept in memory and cut into batches.
+"""Recorded behaviour as training data: pictures, vectors, actions, rewards and instructions, kept in memory and cut into batches.
 
 The problem: a policy with memory must see whole episodes, some rewards are unknown, and neither fact may leak into the other. A
 transition whose reward is unknown stays where it is (memory needs its picture) and is marked, so that the losses leave it out. `terminal`
@@ -8,8 +8,9 @@ episode, the value of the next state is bootstrapped.
 `Transitions.build` reads a dataset and reward arrays. `Sampler` draws `Batch`es. `ObservationSpec` says what a policy trained on the data
 expects to see; it is stored with the policy.
 
-Pictures are uint8 RGB (height, width, 3). Rows: a sequence of n transitions is n + 1 rows, one for each observation; the last row has no
-action.
+Pictures are uint8 RGB (height, width, 3), vectors float32 (D,). Actions are numbers (int64) or A floats in [-1, 1]. Rows: a sequence of n
+transitions is n + 1 rows, one for each observation; the last row has no action. A policy that sees vectors and no pictures needs no memory:
+it learns from single transitions, which are gathered without a loop.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +32,14 @@ from guerdon.interfaces import Dataset
 from guerdon.records import EpisodeInfo, canonical_json, digest
 from guerdon.seeding import generator
 
+Actions = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+"""(N,) int64: numbers of named actions; or (N, A) float32 in [-1, 1]."""
+
 RewardArrays = Mapping[tuple[int, int], npt.NDArray[np.float32]]
 """(episode, annotation) -> rewards of its T transitions, NaN where unknown."""
+
+_ROUNDING = 1e-4
+"""How far beyond 1 a recorded continuous action may lie and count as 1."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -84,37 +91,77 @@ class ObservationSpec:
     views: Mapping[str, tuple[int, int]]
     """View name -> (height, width) in pixels, in the order in which the network reads them."""
     action_names: tuple[str, ...]
-    """Name of each action by index; the previous action is part of what the policy sees."""
+    """Name of each action by index, none for continuous actions. A policy with a memory also sees the previous action."""
     vocabulary: Vocabulary
+    vectors: Mapping[str, int] = field(default_factory=dict)
+    """Name of each vector -> its components, in the order in which the network reads them."""
+    action_size: int = 0
+    """A, the components of a continuous action; 0 for named actions."""
+    reads: bool = True
+    """Whether the instruction matters. False where all data had the same one and the policy sees no pictures."""
 
-    def check_frames(self, frames: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Raises PolicyError if a view is missing, or if pictures are not uint8 of shape (..., height, width, 3)."""
+    @property
+    def remembers(self) -> bool:
+        """Whether the policy remembers its episode. One that sees vectors only does not: the vectors are the state."""
+        return bool(self.views)
+
+    def check_seen(self, seen: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raises PolicyError if a view or vector is missing, pictures are not uint8 of shape (..., height, width, 3), or vectors are not
+        finite floats of shape (..., D)."""
         for view, (height, width) in self.views.items():
-            if view not in frames:
-                seen = ", ".join(sorted(frames)) or "none"
+            if view not in seen:
                 cure = f"Give it the views it was trained on: {', '.join(self.views)}."
-                raise PolicyError(f"the policy looks through view '{view}', but the views given are: {seen}", cure=cure)
-            picture = frames[view]
+                raise PolicyError(f"the policy looks through view '{view}', but the views given are: {_names(seen)}", cure=cure)
+            picture = seen[view]
             if picture.dtype != np.uint8 or picture.shape[-3:] != (height, width, 3):
                 expected = f"the policy expects uint8 pictures of shape ({height}, {width}, 3) for view '{view}'"
                 cure = "Render the same view at the size of the training data."
                 raise PolicyError(f"{expected}, got {picture.dtype} {tuple(picture.shape)}", cure=cure)
+        for name, size in self.vectors.items():
+            if name not in seen:
+                cure = f"Give it the vectors it was trained on: {', '.join(self.vectors)}."
+                raise PolicyError(f"the policy sees the vector '{name}', but what is given is: {_names(seen)}", cure=cure)
+            vector = seen[name]
+            if vector.dtype.kind != "f" or vector.shape[-1:] != (size,):
+                expected = f"the policy expects {size} floats for vector '{name}'"
+                raise PolicyError(f"{expected}, got {vector.dtype} {tuple(vector.shape)}", cure="Use the world it was trained in.")
+            if not np.isfinite(vector).all():
+                raise PolicyError(f"vector '{name}' holds a number that is not finite", cure="Look at the world that it comes from.")
 
-    def check_actions(self, action_names: Sequence[str]) -> None:
+    def check_actions(self, action_names: Sequence[str], action_size: int = 0) -> None:
         """Raises PolicyError if an environment's actions are not those the policy was trained with, in the same order."""
-        if tuple(action_names) != self.action_names:
-            theirs, ours = ", ".join(action_names), ", ".join(self.action_names)
+        if (tuple(action_names), action_size) != (self.action_names, self.action_size):
+            theirs, ours = _actions_in_words(action_names, action_size), _actions_in_words(self.action_names, self.action_size)
             raise PolicyError(f"the policy acts with [{ours}], the environment with [{theirs}]", cure="Use the world it was trained in.")
 
     def to_record(self) -> dict[str, Any]:
+        """JSON-ready. What a policy of pictures and named actions does not need is left out, so that its record is what it always was."""
         views = [[name, height, width] for name, (height, width) in self.views.items()]
-        return {"views": views, "actions": list(self.action_names), "words": list(self.vocabulary.words)}
+        record: dict[str, Any] = {"views": views, "actions": list(self.action_names), "words": list(self.vocabulary.words)}
+        if self.vectors:
+            record["vectors"] = [[name, size] for name, size in self.vectors.items()]
+        if self.action_size:
+            record["action_size"] = self.action_size
+        if not self.reads:
+            record["reads"] = False
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ObservationSpec:
         """The inverse of `to_record`. Raises KeyError, TypeError or ValueError for anything else."""
         views = {str(name): (int(height), int(width)) for name, height, width in record["views"]}
-        return cls(views, tuple(map(str, record["actions"])), Vocabulary(tuple(map(str, record["words"]))))
+        vectors = {str(name): int(size) for name, size in record.get("vectors", ())}
+        vocabulary = Vocabulary(tuple(map(str, record["words"])))
+        actions, size = tuple(map(str, record["actions"])), int(record.get("action_size", 0))
+        return cls(views, actions, vocabulary, vectors, size, bool(record.get("reads", True)))
+
+
+def _names(seen: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(seen)) or "none"
+
+
+def _actions_in_words(names: Sequence[str], size: int) -> str:
+    return f"{size} continuous components" if size else ", ".join(names)
 
 
 @dataclass(frozen=True)
@@ -138,18 +185,24 @@ class Rows:
     frames: Mapping[str, Tensor]
     """View -> (R, height, width, 3) uint8."""
     previous_action: Tensor
-    """(R,) int64: the action that led here; the number of actions, as "none", at the start of an episode."""
+    """(R,) int64: the action that led here; the number of actions, as "none", at the start of an episode. Continuous actions: (R, A)
+    float32, zeros at the start."""
     lengths: Tensor
     """(B,) int64: rows of each sequence; zero is allowed."""
     instruction: Tensor
     """(B,) int64: which row of `tokens` each sequence follows."""
     tokens: Tensor
     """(U, L) int64."""
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> (R, D) float32."""
 
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
         frames = {view: pictures.to(device) for view, pictures in self.frames.items()}
-        return Rows(frames, *(t.to(device) for t in (self.previous_action, self.lengths, self.instruction, self.tokens)))
+        vectors = {name: values.to(device) for name, values in self.vectors.items()}
+        columns = (self.previous_action, self.lengths, self.instruction, self.tokens)
+        previous_action, lengths, instruction, tokens = (column.to(device) for column in columns)
+        return Rows(frames, previous_action, lengths, instruction, tokens, vectors)
 
 
 @dataclass(frozen=True)
@@ -160,7 +213,7 @@ class Batch:
     prefix: Rows | None
     """The rows before each sequence back to the start of its episode, for the memory's sake; None if all begin there."""
     action: Tensor
-    """(R,) int64; 0 where there is no transition."""
+    """(R,) int64, or (R, A) float32; 0 where there is no transition."""
     reward: Tensor
     """(R,) float32; 0 where unknown or where there is no transition."""
     terminal: Tensor
@@ -188,16 +241,19 @@ class Transitions:
         spec: ObservationSpec,
         trajectories: Sequence[Trajectory],
         frames: Mapping[str, npt.NDArray[np.uint8]],
-        action: npt.NDArray[np.int64],
+        action: Actions,
         reward: npt.NDArray[np.float32],
         terminal: npt.NDArray[np.bool_],
         instructions: Sequence[str],
         fingerprint: str,
+        vectors: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> None:
-        """Args: frames: view -> (observations, H, W, 3); action, reward (NaN = unknown) and terminal: (transitions,)."""
+        """Args: frames: view -> (observations, H, W, 3); vectors: name -> (observations, D); action: (transitions,) int64 or
+        (transitions, A) float32; reward (NaN = unknown) and terminal: (transitions,)."""
         self.spec = spec
         self.trajectories = tuple(trajectories)
         self.frames = dict(frames)
+        self.vectors = dict(vectors or {})
         self.action = action
         self.known: npt.NDArray[np.bool_] = ~np.isnan(reward)
         self.reward: npt.NDArray[np.float32] = np.where(self.known, reward, np.float32(0))
@@ -215,6 +271,15 @@ class Transitions:
         """Share of the transitions whose reward is known, in [0, 1]."""
         return float(self.known.mean()) if len(self) else 0.0
 
+    def vector_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Name of each vector -> mean and population standard deviation of its components over the observations, each (D,) float32."""
+        wide = {name: values.astype(np.float64) for name, values in self.vectors.items()}
+        return {name: (_single(values.mean(0)), _single(values.std(0))) for name, values in wide.items()}
+
+    def action_deviation(self) -> Tensor | None:
+        """Population standard deviation of each component of the continuous actions, (A,) float32; None for named actions."""
+        return _single(self.action.astype(np.float64).std(0)) if self.spec.action_size else None
+
     def returns(self, discount: float) -> npt.NDArray[np.float64]:
         """Discounted sum of the known rewards from each transition to the end of its trajectory, (transitions,)."""
         returns = self.reward.astype(np.float64)
@@ -230,23 +295,29 @@ class Transitions:
         dataset: Dataset,
         rewards: RewardArrays | None = None,
         *,
-        views: Sequence[str] = (),
+        views: Sequence[str] | None = None,
+        vectors: Sequence[str] = (),
         episodes: Iterable[int] | None = None,
     ) -> Transitions:
         """Reads a dataset into memory.
 
         Args:
-            dataset: recorded behaviour with discrete actions.
+            dataset: recorded behaviour.
             rewards: rewards of each annotated trajectory, NaN where unknown; a trajectory that is absent is unknown throughout. None takes
                 the rewards stored in the dataset itself.
-            views: the cameras to learn from; none names the dataset's first one.
+            views: the cameras to learn from; an empty sequence reads no pictures at all. None means none where vectors are named, and the
+                dataset's first camera where they are not.
+            vectors: the vectors to learn from.
             episodes: which episodes to read; None reads all.
 
         Raises:
-            DatasetError: if there is nothing to learn from, actions are not discrete, a view is missing or pictures differ in size.
+            DatasetError: if there is nothing to learn from or to see, a view or vector is missing, pictures, vectors or actions differ in
+                size, or continuous actions leave [-1, 1].
             RewardError: if a reward array is infinite or not as long as its episode.
         """
-        reader = _Reader(dataset, rewards, tuple(views) or dataset.views[:1])
+        if views is None:
+            views = () if vectors else dataset.views[:1]
+        reader = _Reader(dataset, rewards, tuple(views), tuple(vectors))
         for index in range(len(dataset)) if episodes is None else episodes:
             reader.read(dataset.episode(index))
         return reader.finish()
@@ -255,19 +326,21 @@ class Transitions:
 class _Reader:
     """Collects episodes into flat arrays."""
 
-    def __init__(self, dataset: Dataset, rewards: RewardArrays | None, views: tuple[str, ...]) -> None:
-        self.dataset, self.rewards, self.views = dataset, rewards, views
+    def __init__(self, dataset: Dataset, rewards: RewardArrays | None, views: tuple[str, ...], vectors: tuple[str, ...]) -> None:
+        self.dataset, self.rewards = dataset, rewards
         self.where = str(dataset.path)
-        for view in views:
-            if view not in dataset.views:
-                raise DatasetError(f"has no view '{view}'; there are: {', '.join(dataset.views)}", where=self.where)
-        if not dataset.action_names:
-            cure = "The algorithms of this version choose among named actions."
-            raise DatasetError("its actions are continuous or have no names", where=self.where, cure=cure)
+        for kind, names, there in (("view", views, dataset.views), ("vector", vectors, dataset.vectors)):
+            for name in names:
+                if name not in there:
+                    raise DatasetError(f"has no {kind} '{name}'; there are: {', '.join(there) or 'none'}", where=self.where)
+        if not (views or vectors):
+            raise DatasetError("nothing of it is to be seen", where=self.where, cure="Name a view or a vector to learn from.")
         self.pictures: dict[str, list[npt.NDArray[np.uint8]]] = {view: [] for view in views}
+        self.vectors: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in vectors}
         self.trajectories: list[Trajectory] = []
         self.instructions: list[str] = []
-        self.columns: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
+        self.columns: list[tuple[Actions, npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
+        self.action_size = 0
         self.observations = 0
         self.transitions = 0
 
@@ -275,6 +348,7 @@ class _Reader:
         if not episode.annotations or not episode.length:
             return
         self._read_pictures(episode)
+        self._read_vectors(episode)
         action = self._actions(episode)
         terminal = np.zeros(episode.length, dtype=np.bool_)
         terminal[-1] = episode.terminated
@@ -294,8 +368,36 @@ class _Reader:
                 raise DatasetError(what, where=f"{self.where}, episode {episode.index}", cure="Train on pictures of one size.")
             pictures.append(frames)
 
-    def _actions(self, episode: EpisodeInfo) -> npt.NDArray[np.int64]:
+    def _read_vectors(self, episode: EpisodeInfo) -> None:
+        for name, vectors in self.vectors.items():
+            values = np.asarray(self.dataset.vector(episode.index, name), dtype=np.float32)
+            expected = vectors[0].shape[1:] if vectors else values.shape[1:2]
+            if values.shape != (episode.length + 1, *expected) or not expected:
+                what = f"vector '{name}' has the shape {values.shape}, where {(episode.length + 1, *(expected or ('D',)))} is expected"
+                raise DatasetError(what, where=f"{self.where}, episode {episode.index}")
+            if not np.isfinite(values).all():
+                raise DatasetError(f"vector '{name}' holds a number that is not finite", where=f"{self.where}, episode {episode.index}")
+            vectors.append(values)
+
+    def _actions(self, episode: EpisodeInfo) -> Actions:
         action = np.asarray(self.dataset.actions(episode.index))
+        return self._numbers(episode, action) if self.dataset.action_names else self._continuous(episode, action)
+
+    def _continuous(self, episode: EpisodeInfo, action: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        where = f"{self.where}, episode {episode.index}"
+        size = self.action_size or (action.shape[1] if action.ndim == 2 else 0)
+        if not size or action.shape != (episode.length, size) or action.dtype.kind != "f":
+            cure = "Named actions need names in the dataset; continuous ones are floats of shape (steps, components)."
+            what = f"its actions are {action.dtype} {action.shape}, where {episode.length} rows of {size or 'some'} floats are expected"
+            raise DatasetError(what, where=where, cure=cure)
+        if not (np.abs(action) <= 1 + _ROUNDING).all():
+            cure = "Scale or clip the recorded actions as the world does."
+            raise DatasetError("a continuous action leaves [-1, 1] or is not a number", where=where, cure=cure)
+        self.action_size = size
+        clipped: npt.NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
+
+    def _numbers(self, episode: EpisodeInfo, action: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         count = len(self.dataset.action_names)
         if action.shape != (episode.length,) or action.dtype.kind not in "iu" or not ((action >= 0) & (action < count)).all():
             what = f"its actions are not {episode.length} whole numbers from 0 to {count - 1}"
@@ -324,11 +426,14 @@ class _Reader:
             raise RewardError("no transition has a known reward", where=self.where, cure=cure)
         frames = {view: np.concatenate(pictures) for view, pictures in self.pictures.items()}
         views = {view: (int(f.shape[1]), int(f.shape[2])) for view, f in frames.items()}
-        spec = ObservationSpec(views, self.dataset.action_names, Vocabulary.of(self.instructions))
+        vectors = {name: np.concatenate(values) for name, values in self.vectors.items()}
+        sizes = {name: values.shape[1] for name, values in vectors.items()}
+        reads = bool(views) or len(set(self.instructions)) > 1
+        spec = ObservationSpec(views, self.dataset.action_names, Vocabulary.of(self.instructions), sizes, self.action_size, reads)
         described = [[t.episode, t.annotation, t.length] for t in self.trajectories]
         text = canonical_json([spec.to_record(), described, self.instructions])
         fingerprint = digest("guerdon transitions 1", self.dataset.fingerprint, text, reward.tobytes())
-        return Transitions(spec, self.trajectories, frames, action, reward, terminal, self.instructions, fingerprint)
+        return Transitions(spec, self.trajectories, frames, action, reward, terminal, self.instructions, fingerprint, vectors)
 
 
 @dataclass(frozen=True)
@@ -356,9 +461,10 @@ def cut(transitions: Transitions, context: int) -> list[Chunk]:
 
 
 def collate(transitions: Transitions, chunks: Sequence[Chunk]) -> Batch:
-    """The batch that holds `chunks` in order, each with what came before it in its episode."""
+    """The batch that holds `chunks` in order, each with what came before it in its episode if the policy has a memory."""
     pieces = [(transitions.trajectories[chunk.trajectory], chunk) for chunk in chunks]
     instruction, tokens = _instructions(transitions, chunks)
+    remembered = transitions.spec.remembers and any(chunk.start for chunk in chunks)
 
     def rows(spans: Sequence[tuple[Trajectory, int, int]]) -> Rows:
         """Observations [start, stop) of trajectories."""
@@ -369,17 +475,18 @@ def collate(transitions: Transitions, chunks: Sequence[Chunk]) -> Batch:
             lengths=torch.tensor([stop - start for _, start, stop in spans]),
             instruction=instruction,
             tokens=tokens,
+            vectors={name: torch.from_numpy(values[observed]) for name, values in transitions.vectors.items()},
         )
 
     def column(values: npt.NDArray[Any]) -> Tensor:
         """Values of the chunks' transitions, each chunk followed by a zero for its last observation."""
-        zero = np.zeros(1, dtype=values.dtype)
+        zero = np.zeros((1, *values.shape[1:]), dtype=values.dtype)
         parts = [values[t.first_transition + chunk.start : t.first_transition + chunk.stop] for t, chunk in pieces]
         return torch.from_numpy(np.concatenate([array for part in parts for array in (part, zero)]))
 
     return Batch(
         rows=rows([(t, chunk.start, chunk.stop + 1) for t, chunk in pieces]),
-        prefix=rows([(t, 0, chunk.start) for t, chunk in pieces]) if any(chunk.start for chunk in chunks) else None,
+        prefix=rows([(t, 0, chunk.start) for t, chunk in pieces]) if remembered else None,
         action=column(transitions.action),
         reward=column(transitions.reward),
         terminal=column(transitions.terminal),
@@ -388,10 +495,10 @@ def collate(transitions: Transitions, chunks: Sequence[Chunk]) -> Batch:
     )
 
 
-def _previous_actions(transitions: Transitions, trajectory: Trajectory, start: int, stop: int) -> npt.NDArray[np.int64]:
+def _previous_actions(transitions: Transitions, trajectory: Trajectory, start: int, stop: int) -> npt.NDArray[Any]:
     """The action that led to each of the observations [start, stop)."""
-    first = trajectory.first_transition
-    none = np.array([len(transitions.spec.action_names)])
+    first, spec = trajectory.first_transition, transitions.spec
+    none = np.zeros((1, spec.action_size), np.float32) if spec.action_size else np.array([len(spec.action_names)])
     return np.concatenate([none, transitions.action[first : first + trajectory.length]])[start:stop]
 
 
@@ -400,6 +507,62 @@ def _instructions(transitions: Transitions, chunks: Sequence[Chunk]) -> tuple[Te
     texts = [transitions.instructions[chunk.trajectory] for chunk in chunks]
     distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     return torch.tensor([distinct[text] for text in texts]), transitions.spec.vocabulary.batch(list(distinct))
+
+
+class _Singles:
+    """The transitions of known reward one by one, for a policy without a memory: batches are gathered, not put together in a loop."""
+
+    def __init__(self, transitions: Transitions) -> None:
+        self._transitions = transitions
+        lengths = np.array([trajectory.length for trajectory in transitions.trajectories])
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        first = np.array([[t.first_observation, t.first_transition] for t in transitions.trajectories])[owner]
+        step = np.arange(len(owner)) - first[:, 1]
+        self._known = np.flatnonzero(transitions.known)
+        self._observation = first[:, 0] + step
+        """Of each transition, the observation that it starts from."""
+        self._begins = step == 0
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(transitions.instructions))}
+        self._instruction = np.array([distinct[text] for text in transitions.instructions])[owner]
+        self._tokens = transitions.spec.vocabulary.batch(list(distinct))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def batch(self, places: npt.NDArray[np.int64]) -> Batch:
+        """What `collate` gives for the transitions at `places` (B,) of this list: 2 B rows, each transition's two observations."""
+        chosen = self._known[places]
+        observed = np.stack([self._observation[chosen], self._observation[chosen] + 1], 1).reshape(-1)
+        texts, instruction = np.unique(self._instruction[chosen], return_inverse=True)
+        tokens = self._tokens[torch.from_numpy(texts)]
+        rows = Rows(
+            frames={},
+            previous_action=torch.from_numpy(self._previous(chosen)),
+            lengths=torch.full((len(chosen),), 2),
+            instruction=torch.from_numpy(instruction.reshape(-1)),
+            tokens=tokens[:, : int((tokens != Vocabulary.PADDING).sum(1).max())],
+            vectors={name: torch.from_numpy(values[observed]) for name, values in self._transitions.vectors.items()},
+        )
+        t = self._transitions
+        columns = (t.action, t.reward, t.terminal, np.ones(len(t), dtype=np.bool_), t.known)
+        action, reward, terminal, acted, known = (_spaced(values[chosen]) for values in columns)
+        return Batch(rows, None, action, reward, terminal, acted, known)
+
+    def _previous(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The actions before and at each transition, one after the other."""
+        action, names = self._transitions.action, len(self._transitions.spec.action_names)
+        before = action[chosen - 1]  # of the first transition of all this is the last one, which is replaced
+        before[self._begins[chosen]] = names if action.ndim == 1 else 0.0
+        return np.stack([before, action[chosen]], 1).reshape(-1, *action.shape[1:])
+
+
+def _spaced(values: npt.NDArray[Any]) -> Tensor:
+    """(B, ...) -> (2 B, ...) with a zero after each."""
+    return torch.from_numpy(np.stack([values, np.zeros_like(values)], 1).reshape(-1, *values.shape[1:]))
+
+
+def _single(values: npt.NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
 
 
 class Sampler:
@@ -413,7 +576,9 @@ class Sampler:
         self._transitions = transitions
         self._sequences = sequences
         self._seed = seed
-        self._chunks = cut(transitions, context)
+        self._pieces: _Singles | list[Chunk] = (
+            _Singles(transitions) if context == 1 and not transitions.spec.remembers else cut(transitions, context)
+        )
         self._drawn = 0
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
@@ -428,16 +593,15 @@ class Sampler:
 
     def draw(self) -> Batch:
         """The next batch."""
-        places = range(self._drawn, self._drawn + self._sequences)
+        epochs, positions = np.divmod(np.arange(self._drawn, self._drawn + self._sequences), len(self._pieces))
         self._drawn += self._sequences
-        return collate(self._transitions, [self._at(place) for place in places])
-
-    def _at(self, place: int) -> Chunk:
-        epoch, position = divmod(place, len(self._chunks))
-        return self._chunks[int(self._order(epoch)[position])]
+        places = np.concatenate([self._order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)])
+        if isinstance(self._pieces, _Singles):
+            return self._pieces.batch(places)
+        return collate(self._transitions, [self._pieces[place] for place in places.tolist()])
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:
             self._epoch = epoch
-            self._permutation = generator(self._seed, "sampler", epoch).permutation(len(self._chunks))
+            self._permutation = generator(self._seed, "sampler", epoch).permutation(len(self._pieces))
         return self._permutation

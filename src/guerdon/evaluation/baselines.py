@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from guerdon.errors import UsageError
-from guerdon.interfaces import Actor, Dataset, Integers
-from guerdon.records import Frames, Task
+from guerdon.interfaces import Actor, Dataset
+from guerdon.records import Task
 from guerdon.seeding import generator
 
 
@@ -26,16 +27,21 @@ class RandomActor(Actor):
     Args:
         seed: 0 or more.
         num_actions: actions are 0 .. num_actions-1.
+        action_size: A; if it is not 0, actions are A floats, each uniform in [-1, 1], and `num_actions` means nothing.
     """
 
-    def __init__(self, seed: int, num_actions: int) -> None:
-        self._seed, self._num_actions = seed, num_actions
+    views = ()
+
+    def __init__(self, seed: int, num_actions: int, action_size: int = 0) -> None:
+        self._seed, self._num_actions, self._action_size = seed, num_actions, action_size
         self._streams: list[np.random.Generator] = []
 
     def reset(self, tasks: Sequence[Task]) -> None:
         self._streams = [generator(self._seed, "random actor", task.id) for task in tasks]
 
-    def act(self, frames: Mapping[str, Frames], active: npt.NDArray[np.bool_]) -> Integers:  # noqa: ARG002 (it acts blindly)
+    def act(self, seen: Mapping[str, npt.NDArray[Any]], active: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:  # noqa: ARG002 (it acts blindly)
+        if self._action_size:
+            return np.array([stream.uniform(-1, 1, self._action_size) for stream in self._streams], np.float32)
         return np.array([int(stream.integers(self._num_actions)) for stream in self._streams])
 
 
@@ -43,20 +49,25 @@ class ReplayActor(Actor):
     """Repeats recorded actions, whatever it sees; when they have run out, it repeats the action `idle`.
 
     Args:
-        actions: the recording (T,) for each task's id.
+        actions: the recording, (T,) numbers or (T, A) floats, for each task's id.
         idle: an action that does nothing, such as "done"; None to repeat the recording's last action.
     """
 
-    def __init__(self, actions: Mapping[str, npt.NDArray[np.int64]], idle: int | None = None) -> None:
+    views = ()
+
+    def __init__(self, actions: Mapping[str, npt.NDArray[Any]], idle: int | None = None) -> None:
         self._recordings, self._idle = actions, idle
-        self._playing: list[npt.NDArray[np.int64]] = []
+        self._playing: list[npt.NDArray[Any]] = []
         self._time = 0
 
     @classmethod
     def of(cls, dataset: Dataset, sources: Mapping[str, int]) -> ReplayActor:
         """The actor that replays, for each task's id, the dataset's episode given in `sources` (as in `TaskList.sources`)."""
         idle = dataset.action_names.index("done") if "done" in dataset.action_names else None
-        return cls({task: dataset.actions(episode) for task, episode in sources.items()}, idle)
+        recordings = {task: dataset.actions(episode) for task, episode in sources.items()}
+        if not dataset.action_names:  # some recorders round a component beyond 1
+            recordings = {task: np.clip(actions, -1, 1) for task, actions in recordings.items()}
+        return cls(recordings, idle)
 
     def reset(self, tasks: Sequence[Task]) -> None:
         """Begins the recordings of `tasks`. Raises UsageError for a task that has none."""
@@ -65,12 +76,12 @@ class ReplayActor(Actor):
         self._playing = [self._recordings[task.id] for task in tasks]
         self._time = 0
 
-    def act(self, frames: Mapping[str, Frames], active: npt.NDArray[np.bool_]) -> Integers:  # noqa: ARG002 (it acts blindly)
+    def act(self, seen: Mapping[str, npt.NDArray[Any]], active: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:  # noqa: ARG002 (it acts blindly)
         actions = [self._action(recording) for recording in self._playing]
         self._time += 1
         return np.array(actions)
 
-    def _action(self, recording: npt.NDArray[np.int64]) -> int:
+    def _action(self, recording: npt.NDArray[Any]) -> Any:
         if self._time < len(recording):
-            return int(recording[self._time])
-        return int(recording[-1]) if self._idle is None else self._idle
+            return recording[self._time]
+        return recording[-1] if self._idle is None else self._idle

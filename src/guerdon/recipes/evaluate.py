@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,14 @@ def _evaluate_one(job: Job, progress: Progress) -> None:
     began = time.monotonic()
     environment = discover.load("envs", tasks.tasks[0].environment)
     actor = _actor(run, job, dataset, tasks, environment)
-    results = run_tasks(actor, tasks.tasks, environment, keep_frames=frozenset(job.films), progress=progress)
+    results = run_tasks(
+        actor,
+        tasks.tasks,
+        environment if actor.views is None else partial(environment, views=actor.views),
+        keep_frames=frozenset(job.films),
+        make_filmed=environment,
+        progress=progress,
+    )
     rows = [_row(job, result) for result in results]
     with writing(part) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -178,7 +186,7 @@ def _is_whole(part: Path, episodes: int) -> bool:
 def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList, world: type[Environment]) -> Actor:
     """What acts. Raises PolicyError if a policy's actions are not those of the world."""
     if job.arm == "random":
-        return RandomActor(job.seed, len(dataset.action_names))
+        return RandomActor(job.seed, len(world.action_names), world.action_size)
     if job.arm == "replay":
         return ReplayActor.of(dataset, tasks.sources)
     from guerdon.training.offline import use_one_thread
@@ -186,7 +194,7 @@ def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList, world: type[En
 
     use_one_thread()
     policy = load_policy(_policy_folder(run, job))
-    policy.spec.check_actions(world.action_names)
+    policy.spec.check_actions(world.action_names, world.action_size)
     return policy
 
 
@@ -220,6 +228,7 @@ def _row(job: Job, result: EpisodeResult) -> dict[str, Any]:
     return {
         "arm": job.arm, "seed": job.seed, "task": task.id, "length": task.length, "start": task.start, "wording": task.wording,
         "return": result.completed, "success": result.success, "steps": result.steps, "step_limit": task.step_limit,
+        "reward": result.reward,
     }  # fmt: skip
 
 

@@ -12,14 +12,18 @@ from tyro.conf import Positional, Suppress
 
 from guerdon.errors import PolicyError, StaleInput, UsageError
 from guerdon.interfaces import Dataset
-from guerdon.recipes.data import dataset_of, rewards_of
+from guerdon.recipes.data import dataset_of, require_up_to_date, rewards_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.runs import Manifest, Run
 
-_NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "jobs", "quiet"})
+_NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "first_seed", "jobs", "quiet"})
 """Settings that make no difference to a policy."""
+NO_VIEWS = "none"
+"""Given as a view: look at no pictures."""
+_MOST_NAMED = 5
+"""Arms that are named beside the progress bar."""
 WITHOUT_REWARDS = ("bc",)
 """Algorithms that imitate and read no rewards; their arm goes by their own name."""
 
@@ -36,10 +40,15 @@ class Config:
     """How to learn: iql, or bc, which imitates and reads no rewards."""
     seeds: int = 3
     """Number of policies for each arm, trained from seeds 0, 1, ..."""
-    updates: int = 1500
-    """Gradient steps of each policy."""
+    first_seed: int = 0
+    """First of the seeds, if it is not 0."""
+    updates: int | None = None
+    """Gradient steps of each policy; if not given, 1500 for policies that look at pictures and 5000 for those that see vectors only."""
     views: tuple[str, ...] = ()
-    """Cameras that the policy looks through; the dataset's first one if not given."""
+    """Cameras that the policy looks through, or "none". If not given: none where vectors are seen, else the dataset's first one."""
+    vectors: tuple[str, ...] = ()
+    """Vectors that the policy sees, such as a robot's state. If neither these nor views are given, all vectors of a dataset with continuous
+    actions."""
     jobs: int = 0
     """Policies trained at a time, one core each; as many as there are cores if 0."""
     tensorboard: bool = False
@@ -52,10 +61,14 @@ class Config:
     """Config of the algorithm; its defaults if not given."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.updates < 1 or self.jobs < 0:
+        if self.first_seed < 0:
+            raise UsageError(f"first_seed is at least 0, got {self.first_seed}")
+        if self.seeds < 1 or (self.updates is not None and self.updates < 1) or self.jobs < 0:
             raise UsageError("seeds and updates are at least 1, jobs at least 0")
         if self.algorithm not in WITHOUT_REWARDS and not self.rewards:
             raise UsageError(f"{self.algorithm} needs at least one reward column", cure="Name it: --rewards NAME")
+        if NO_VIEWS in self.views and len(self.views) > 1:
+            raise UsageError(f"--views {NO_VIEWS} goes with no other view, got {' '.join(self.views)}")
 
     def arms(self) -> dict[str, str | None]:
         """Name of each arm and the reward column it learns from."""
@@ -85,6 +98,7 @@ def train(config: Config) -> list[Path]:
 
     Raises:
         RunError: if a reward column is not there.
+        StaleInput: if what a reward column was made from has changed since.
         RewardError, DatasetError, UsageError: each says what to do.
     """
     jobs = jobs_of(config)
@@ -96,15 +110,35 @@ def jobs_of(config: Config) -> list[Job]:
     """The policies that a Config asks for; reward columns are checked to be there."""
     run = Run.open(config.run)
     for reward in filter(None, config.arms().values()):
-        rewards_of(run, reward)
-    return [Job(config, arm, reward, seed) for seed in range(config.seeds) for arm, reward in config.arms().items()]
+        require_up_to_date(run, reward)
+    return [Job(config, arm, reward, seed) for seed in _seeds(config) for arm, reward in config.arms().items()]
+
+
+def _seeds(config: Config) -> range:
+    return range(config.first_seed, config.first_seed + config.seeds)
 
 
 def train_jobs(jobs: list[Job], *, workers: int, quiet: bool = False) -> None:
     """Trains several arms' policies side by side."""
     arms = dict.fromkeys(job.arm for job in jobs)
-    with progress_bar(f"training {', '.join(arms)}", quiet=quiet, share=True) as progress:
+    named = ", ".join(arms) if len(arms) <= _MOST_NAMED else f"{len(jobs)} policies"
+    with progress_bar(f"training {named}", quiet=quiet, share=True) as progress:
         run_jobs(_train_one, jobs, workers=workers, progress=progress)
+
+
+def what_is_seen(config: Config, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Views and vectors that a policy learns from. A policy of continuous actions sees the state and no pictures unless others are named:
+    the pictures are the rater's. Raises UsageError if nothing is left to see."""
+    views, vectors = config.views, config.vectors
+    if not vectors and (views == (NO_VIEWS,) or not (views or dataset.action_names)):
+        vectors = dataset.vectors
+    if views == (NO_VIEWS,) or (vectors and not views):
+        views = ()
+    elif not views:
+        views = dataset.views[:1]
+    if not (views or vectors):
+        raise UsageError("the policy would see nothing: the dataset has no vectors", cure="Name a view: --views NAME")
+    return views, vectors
 
 
 def inputs_of(run: Run, reward: str | None) -> dict[str, str]:
@@ -125,15 +159,17 @@ def _train_one(job: Job, progress: Progress) -> None:
     whole = _opens(job.part)
     if run.holds(job.part, asked, inputs) and whole:
         return
-    run.manifest_path(job.part).unlink(missing_ok=True)
-    if not whole:
-        (job.part / policy.RECORD).unlink(missing_ok=True)  # else the loop takes a damaged policy for a finished one
     values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else rewards_of(run, job.reward).values
     dataset = dataset_of(run)
-    transitions = Transitions.build(dataset, values, views=job.config.views)
+    views, vectors = what_is_seen(job.config, dataset)
+    transitions = Transitions.build(dataset, values, views=views, vectors=vectors)
+    updates = job.config.updates or offline.updates_for(transitions.spec)
+    run.manifest_path(job.part).unlink(missing_ok=True)  # not before: what cannot be trained takes no finished policy away
+    if not whole:
+        (job.part / policy.RECORD).unlink(missing_ok=True)  # else the loop takes a damaged policy for a finished one
     began = time.monotonic()
     which: dict[str, Any] = {
-        "algorithm_name": job.config.algorithm, "config": job.config.algorithm_settings, "updates": job.config.updates,
+        "algorithm_name": job.config.algorithm, "config": job.config.algorithm_settings, "updates": updates,
         "seed": job.seed, "out": job.part, "loop": job.config.loop_settings,
     }  # fmt: skip
     watching: dict[str, Any] = {"progress": progress, "tensorboard": job.config.tensorboard}
@@ -144,7 +180,7 @@ def _train_one(job: Job, progress: Progress) -> None:
     results = {
         "advantage_spearman": _agreement(offline.advantages(transitions, **which), dataset),
         "seconds": time.monotonic() - began,
-        "updates": job.config.updates,
+        "updates": updates,
         "transitions": len(transitions),
         "coverage": transitions.coverage,
         "seed": job.seed,

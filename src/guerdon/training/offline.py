@@ -45,10 +45,11 @@ Progress = Callable[[int, int], object]
 class Config:
     """On how much to train at a time, and how often to write down where it stands."""
 
-    sequences: int = 8
-    """Episodes (or pieces of long ones) in a batch."""
-    context: int = 64
-    """Most transitions that a gradient reaches back through; memory always reaches to the start of the episode."""
+    sequences: int | None = None
+    """Episodes (or pieces of long ones) in a batch; 8 if not given, and 256 single transitions where the policy has no memory."""
+    context: int | None = None
+    """Most transitions that a gradient reaches back through; memory always reaches to the start of the episode. 64 if not given, 1 where
+    the policy has no memory."""
     log_every: int = 50
     """Updates between two lines of metrics."""
     checkpoint_every: int = 500
@@ -56,10 +57,20 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         if self.checkpoint_every % self.log_every:
             raise UsageError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})")
+
+    def of(self, spec: ObservationSpec) -> tuple[int, int]:
+        """Sequences and context for what a policy sees."""
+        sequences, context = (8, 64) if spec.remembers else (256, 1)
+        return self.sequences or sequences, self.context or context
+
+
+def updates_for(spec: ObservationSpec) -> int:
+    """Gradient steps that are enough as a rule: 1,500 batches of episodes seen in pictures, 5,000 of single states."""
+    return 1500 if spec.remembers else 5000
 
 
 def use_one_thread() -> None:
@@ -72,7 +83,7 @@ def train(
     algorithm_name: str,
     config: Any = None,
     *,
-    updates: int = 1500,
+    updates: int | None = None,
     seed: int,
     out: Path,
     loop: Config | None = None,
@@ -86,7 +97,7 @@ def train(
         transitions: what to learn from.
         algorithm_name: a file of `guerdon.algorithms`, e.g. "iql".
         config: the algorithm's own `Config`; None takes its defaults.
-        updates: gradient steps to make.
+        updates: gradient steps to make; None takes `updates_for` what the policy sees.
         seed: of the initial weights and of the order of the data.
         out: folder of this policy.
         loop: batches and checkpoints; None takes the defaults.
@@ -114,7 +125,14 @@ def train(
 
 
 def advantages(
-    transitions: Transitions, algorithm_name: str, config: Any = None, *, updates: int, seed: int, out: Path, loop: Config | None = None
+    transitions: Transitions,
+    algorithm_name: str,
+    config: Any = None,
+    *,
+    updates: int | None = None,
+    seed: int,
+    out: Path,
+    loop: Config | None = None,
 ) -> dict[tuple[int, int], npt.NDArray[np.float32]] | None:
     """What a finished training thinks of the recorded actions: (episode, annotation) -> Q(s, a) - V(s) of each transition (T,).
 
@@ -143,8 +161,8 @@ def updates_within(
     """
     algorithm_class = discover.load("algorithms", algorithm_name)
     algorithm = algorithm_class(transitions, config or algorithm_class.Config(), seed=0, updates=trial + 1)
-    loop = loop or Config()
-    sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=0)
+    sequences, context = (loop or Config()).of(transitions.spec)
+    sampler = Sampler(transitions, sequences=sequences, context=context, seed=0)
     algorithm.update(sampler.draw())
     begin = time.perf_counter()
     for _ in range(trial):
@@ -153,22 +171,24 @@ def updates_within(
 
 
 def _run_of(
-    transitions: Transitions, algorithm_name: str, config: Any, updates: int, seed: int, out: Path, loop: Config | None
+    transitions: Transitions, algorithm_name: str, config: Any, updates: int | None, seed: int, out: Path, loop: Config | None
 ) -> _TrainingRun:
     """A run at its beginning, whatever lies in `out`."""
+    updates = updates_for(transitions.spec) if updates is None else updates
     if updates < 1:
         raise UsageError(f"updates must be at least 1, got {updates}")
     algorithm_class = discover.load("algorithms", algorithm_name)
     config = config or algorithm_class.Config()
     loop = loop or Config()
     algorithm = algorithm_class(transitions, config, seed=seed, updates=updates)
-    sampler = Sampler(transitions, sequences=loop.sequences, context=loop.context, seed=seed)
+    sequences, context = loop.of(transitions.spec)
+    sampler = Sampler(transitions, sequences=sequences, context=context, seed=seed)
     asked = {
         "algorithm": algorithm_class.name,
         "config": asdict(config),
         "updates": updates,
-        "sequences": loop.sequences,
-        "context": loop.context,
+        "sequences": sequences,
+        "context": context,
         "seed": seed,
         "data": transitions.fingerprint,
     }

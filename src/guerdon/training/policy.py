@@ -1,11 +1,13 @@
 """Trained policies on disk and in action.
 
 The problem: weights alone are useless, and weights fed with the wrong picture are worse, since they act without complaint. A saved policy
-carries what it was trained to see (views, picture sizes, action names, words) and refuses anything else.
+carries what it was trained to see (views, picture sizes, vectors, actions, words) and refuses anything else.
 
     policy = load_policy("runs/demo/policies/iql/seed-0")
     policy.start("go to the red ball")
-    action = policy.step(frame)                  # (H, W, 3) uint8, or {view: picture}
+    action = policy.step(frame)                  # (H, W, 3) uint8, or a vector (D,), or {name: picture or vector}
+
+An action is the index of a named one, or (A,) floats in [-1, 1].
 
 For evaluation the same object acts in many environments at once (`guerdon.interfaces.Actor`). It remembers each of its episodes from the
 start.
@@ -30,9 +32,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from guerdon.errors import PolicyError, RunError
-from guerdon.interfaces import Actor, Integers
+from guerdon.interfaces import Actor
 from guerdon.networks import PolicyNetwork
-from guerdon.records import Frames, Task, digest
+from guerdon.records import Task, digest
 from guerdon.runs import write_json, writing
 from guerdon.seeding import stream_seed
 from guerdon.transitions import ObservationSpec, Rows
@@ -130,7 +132,7 @@ def load_policy(path: Path | str, *, sample: bool = False, seed: int = 0) -> Pol
 
 def network_for(spec: ObservationSpec, config: PolicyNetwork.Config) -> PolicyNetwork:
     """A network with fresh weights for what `spec` describes."""
-    return PolicyNetwork(spec.views, words=len(spec.vocabulary), actions=len(spec.action_names), config=config)
+    return PolicyNetwork.of(spec, config)
 
 
 class Policy(Actor):
@@ -139,6 +141,7 @@ class Policy(Actor):
     def __init__(self, network: PolicyNetwork, spec: ObservationSpec, *, sample: bool = False, seed: int = 0) -> None:
         """Args: network: trained; spec: what it sees; sample: draw actions instead of taking the likeliest; seed: of the draws."""
         self.spec = spec
+        self.views = tuple(spec.views)
         self._network = network.eval().requires_grad_(False)
         self._random = torch.Generator().manual_seed(stream_seed(seed, "policy")) if sample else None
         self._begin([])
@@ -150,52 +153,67 @@ class Policy(Actor):
         """Begins a single episode."""
         self._begin([instruction])
 
-    def step(self, frame: Frames | Mapping[str, Frames]) -> int:
-        """The action (its index in `spec.action_names`) for the current picture of the episode begun with `start`.
+    def step(self, seen: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Any:
+        """The action for what is seen now in the episode begun with `start`.
 
         Args:
-            frame: (H, W, 3) uint8 RGB, or view -> picture.
+            seen: a picture (H, W, 3) uint8 RGB, a vector (D,) of floats, or name -> picture or vector. What has no name is the first of the
+                views, or the first of the vectors of a policy that looks through no camera.
+
+        Returns:
+            The action's index in `spec.action_names`, or (A,) float32 in [-1, 1].
 
         Raises:
-            PolicyError: if no single episode has begun, or the picture is not what the policy was trained on.
+            PolicyError: if no single episode has begun, or what is seen is not what the policy was trained on.
         """
         if len(self._previous_action) != 1:
             raise PolicyError("the policy has no single episode under way", cure="Call start(instruction) first.")
-        frames = frame if isinstance(frame, Mapping) else {next(iter(self.spec.views)): frame}
-        self.spec.check_frames(frames)
-        return int(self.act({view: np.asarray(picture)[None] for view, picture in frames.items()}, np.ones(1, dtype=np.bool_))[0])
+        named = seen if isinstance(seen, Mapping) else {next(iter([*self.spec.views, *self.spec.vectors])): seen}
+        self.spec.check_seen(named)
+        action = self.act({name: np.asarray(values)[None] for name, values in named.items()}, np.ones(1, dtype=np.bool_))[0]
+        return action if self.spec.action_size else int(action)
 
-    def act(self, frames: Mapping[str, Frames], active: npt.NDArray[np.bool_]) -> Integers:
-        self.spec.check_frames(frames)
+    def act(self, seen: Mapping[str, npt.NDArray[Any]], active: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        self.spec.check_seen(seen)
         slots = len(self._previous_action)
-        for view in self.spec.views:
-            if frames[view].shape[0] != slots or active.shape != (slots,):
-                raise PolicyError(f"{slots} episodes are under way, but {len(frames[view])} pictures and {len(active)} flags were given")
+        for kind, names in (("pictures", self.spec.views), ("vectors", self.spec.vectors)):
+            for name in names:
+                if seen[name].shape[0] != slots or active.shape != (slots,):
+                    raise PolicyError(f"{slots} episodes are under way, but {len(seen[name])} {kind} and {len(active)} flags were given")
         chosen = torch.from_numpy(np.flatnonzero(active))
         if len(chosen):
-            self._previous_action[chosen] = self._choose(self._logits(frames, chosen))
+            self._previous_action[chosen] = self._choose(self._look(seen, chosen))
         return self._previous_action.numpy().copy()
 
     def _begin(self, instructions: Sequence[str]) -> None:
-        count = len(instructions)
-        self._previous_action = torch.full((count,), len(self.spec.action_names))
-        self._memory = torch.zeros(count, 2 * self._network.config.width)
+        count, size = len(instructions), self.spec.action_size
+        self._previous_action = torch.zeros(count, size) if size else torch.full((count,), len(self.spec.action_names))
+        self._memory = torch.zeros(count, self._network.trunk.memory_size)
         self._tokens = self.spec.vocabulary.batch(instructions) if count else torch.zeros(0, 1, dtype=torch.int64)
         self._words = self._network.trunk.read(self._tokens) if count else None
 
-    def _logits(self, frames: Mapping[str, Frames], chosen: Tensor) -> Tensor:
+    def _look(self, seen: Mapping[str, npt.NDArray[Any]], chosen: Tensor) -> Any:
+        """What the network's head says of the slots `chosen`: logits (n, actions), or mean (n, A) and log deviation (A,)."""
+        slots = chosen.numpy()
         rows = Rows(
-            frames={view: torch.from_numpy(np.ascontiguousarray(frames[view][chosen.numpy()])) for view in self.spec.views},
+            frames={view: torch.from_numpy(np.ascontiguousarray(seen[view][slots])) for view in self.spec.views},
             previous_action=self._previous_action[chosen],
             lengths=torch.ones_like(chosen),
             instruction=chosen,
             tokens=self._tokens,
+            vectors={name: torch.from_numpy(seen[name][slots].astype(np.float32)) for name in self.spec.vectors},
         )
         features, self._memory[chosen] = self._network.trunk(rows, self._memory[chosen], self._words)
-        logits: Tensor = self._network.head(features)
-        return logits
+        return self._network.head(features)
 
-    def _choose(self, logits: Tensor) -> Tensor:
+    def _choose(self, said: Any) -> Tensor:
+        if self.spec.action_size:
+            mean, log_deviation = said
+            return mean if self._random is None else self._draw(mean, log_deviation)
         if self._random is None:
-            return logits.argmax(-1)
-        return torch.multinomial(logits.softmax(-1), 1, generator=self._random).squeeze(-1)
+            likeliest: Tensor = said.argmax(-1)
+            return likeliest
+        return torch.multinomial(said.softmax(-1), 1, generator=self._random).squeeze(-1)
+
+    def _draw(self, mean: Tensor, log_deviation: Tensor) -> Tensor:
+        return (mean + log_deviation.exp() * torch.randn(mean.shape, generator=self._random)).clamp(-1, 1)
