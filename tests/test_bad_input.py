@@ -29,6 +29,7 @@ from guerdon import cli
 from guerdon.labels import LabelSet
 from guerdon.records import Annotation
 from guerdon.runs import read_json, write_json
+from tests import rated_runs
 from tests.data.episodes import episode, write, write_stock
 from tests.vendors import Answer, serve
 
@@ -298,6 +299,106 @@ def test_strange_instructions_and_paths_come_through_unharmed(tmp_path: Path, gu
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<script>alert('x')" not in page
     assert guerdon("export", run, "--out", tmp_path / "x").status == 0
+
+
+# --- reward models --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with ratings, labels that cannot be learned from, and a model of hardly any fitting."""
+    folder = tmp_path_factory.mktemp("rated")
+    run = rated_runs.begin(rated_runs.robot_data(folder / "data"), folder / "run")
+    rated_runs.add_labels(run, rated_runs.ratings())
+    rated_runs.add_labels(run, rated_runs.ratings((0, 1)), "other_rater", rater="google:gemini-2.5-flash")
+    rated_runs.add_labels(run, rated_runs.ratings((0, 1)), "other_prompt", version="2 s256:other")
+    rated_runs.add_labels(run, [rated_runs.rating(0, k, 1) for k in range(1, 9)], "alike")
+    rated_runs.add_labels(run, [rated_runs.rating(0, 1, 0), rated_runs.rating(1, 2, 2)], "few")
+    with pytest.MonkeyPatch.context() as patch:
+        module = importlib.import_module("guerdon.recipes.fit")
+        patch.setattr(module, "run_apart", lambda work, job, *, progress, variables: work(job, progress))
+        flags = ["--vectors", "state", "--fitting.updates", "5", "--fitting.members", "1", "--quiet"]
+        assert cli.main(["fit", str(run.path), *flags]) == 0
+    return run.path
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "parts"),
+    [
+        (["--labels", "gone"], 1, ("no label set is called 'gone'", "There are: alike, few, other_prompt, other_rater, rating")),
+        (["--labels", "rating", "other_rater"], 1, ("differ in the rater", "google:gemini-2.5-flash")),
+        (["--labels", "rating", "other_prompt"], 1, ("differ in the prompts",)),
+        (["--labels", "rating", "rating"], 2, ("named twice",)),
+        (["--name", "no-name"], 2, ("made of letters, digits and underscores",)),
+        (["--labels", "alike"], 1, ("all ratings are of one class (by class: 0, 8, 0)", "Rate more")),
+    ],
+)
+def test_a_model_that_cannot_be_fitted(
+    flags: list[str], status: int, parts: tuple[str, ...], rated: Path, tmp_path: Path, guerdon: Callable[..., Outcome]
+) -> None:
+    """The last one is refused by the process that does the work."""
+    run = shutil.copytree(rated, tmp_path / "run")
+    before = left_in(run)
+    refused(guerdon("fit", run, "--vectors", "state", "--quiet", *flags), *parts, status=status)
+    assert left_in(run) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--labels", "few"], ("there are 2 ratings for 3 classes",)),
+        (["--views", "side"], ("no view 'side'", "corner")),
+        (["--vectors", "pose"], ("no vector observation 'pose'", "state")),
+    ],
+)
+def test_what_the_process_of_a_fit_refuses(
+    flags: list[str], parts: tuple[str, ...], rated: Path, tmp_path: Path, guerdon: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("guerdon.recipes.fit")
+    monkeypatch.setattr(module, "run_apart", lambda work, job, *, progress, variables: work(job, progress))
+    run = shutil.copytree(rated, tmp_path / "run")
+    before = left_in(run)
+    outcome = guerdon("fit", run, "--name", "new", "--quiet", *flags)
+    refused(outcome, *parts, status=outcome.status)
+    assert outcome.status in (1, 2)
+    assert left_in(run) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "parts"),
+    [
+        (["--model", "clip"], 1, ("no reward model is called 'clip'", "There are: erl_vlm", "guerdon fit")),
+        (["--from", "nowhere"], 1, ("nowhere: is not a run folder",)),
+        (["--name", "rating"], 2, ("the run holds a label set called 'rating'",)),
+        (["--name", "oracle"], 2, ("'oracle' means something else already",)),
+        (["--pessimism", "-1"], 2, ("pessimism is a number of at least 0",)),
+    ],
+)
+def test_rewards_that_cannot_be_given(
+    flags: list[str], status: int, parts: tuple[str, ...], rated: Path, tmp_path: Path, guerdon: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(rated, tmp_path / "run")
+    before = left_in(run)
+    refused(guerdon("relabel", run, "--quiet", *flags), *parts, status=status)
+    assert left_in(run) == before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.json", "manifest.json"])
+def test_a_damaged_model(file: str, rated: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
+    run = shutil.copytree(rated, tmp_path / "run")
+    path = run / "models/erl_vlm" / file
+    path.write_bytes(path.read_bytes()[:50])
+    refused(guerdon("relabel", run, "--quiet"), str(run / "models/erl_vlm"))
+    assert not (run / "rewards").exists()
+    assert guerdon("report", run).status == 0
+
+
+def test_a_model_of_other_observations(rated: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
+    other = rated_runs.begin(rated_runs.robot_data(tmp_path / "data", states=4), tmp_path / "other")
+    refused(guerdon("relabel", other.path, "--from", rated, "--quiet"), "state")
+    assert left_in(other.path) == ["run.json"]
 
 
 # --- raters ---------------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("--help", capsys=capsys)
     assert status == 0
-    for name in ("demo", "collect", "check", "label", "reward", "export", "train", "evaluate", "report"):
+    for name in ("demo", "collect", "check", "label", "fit", "relabel", "reward", "export", "train", "evaluate", "report"):
         assert f"\n  {name} " in out
     assert run(capsys=capsys)[:2] == (0, out)
 
@@ -45,14 +45,18 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     ("arguments", "status", "message"),
     [
         (["labell"], 2, "error: no command 'labell'; there are: check, collect"),
-        (["collect", "mars"], 2, "error: no world to collect in 'mars'; there are: babyai"),
-        (["label", "data", "--run", "r", "--method", "guess"], 2, "error: no method 'guess'; there are: rg-vlm"),
+        (["collect", "mars"], 2, "error: no world to collect in 'mars'; there are: babyai, metaworld"),
+        (["label", "data", "--run", "r", "--method", "guess"], 2, "error: no method 'guess'; there are: preference, rating, rg-vlm"),
         (["label", "no-such-folder", "--run", "r"], 1, "error: no-such-folder"),
         (["report", "no-such-run"], 1, "error: no-such-run: is not a run folder"),
         (["check", "no-such-folder"], 1, "error: no-such-folder"),
         (["train", "no-such-run"], 1, "error: no-such-run: is not a run folder"),
         (["evaluate", "no-such-run"], 1, "error: no-such-run: is not a run folder"),
         (["reward", "no-such-run", "--name", "a-b"], 2, "error: a reward's name is made of letters"),
+        (["fit", "no-such-run"], 1, "error: no-such-run: is not a run folder"),
+        (["fit", "no-such-run", "--name", "a-b"], 2, "error: a model's name is made of letters"),
+        (["relabel", "no-such-run"], 1, "error: no-such-run: is not a run folder"),
+        (["relabel", "no-such-run", "--name", "sparse"], 2, "error: 'sparse' means something else already"),
     ],
 )
 def test_mistakes_get_one_line_and_a_status(
@@ -86,9 +90,12 @@ assert not heavy, heavy
     [
         "import guerdon",
         "from guerdon import cli; assert cli.main(['--help']) == 0",
-        "from guerdon import cli\ntry: cli.main(['label', '--help'])\nexcept SystemExit as stopped: assert not stopped.code",
+        *(
+            f"from guerdon import cli\ntry: cli.main(['{command}', '--help'])\nexcept SystemExit as stopped: assert not stopped.code"
+            for command in ("label", "reward", "relabel")
+        ),
     ],
-    ids=["import", "help", "label help"],
+    ids=["import", "help", "label help", "reward help", "relabel help"],
 )
 def test_what_is_light_loads_neither_torch_nor_a_simulator(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT.format(code=code)], capture_output=True, text=True, check=False, env={**os.environ})
@@ -97,8 +104,8 @@ def test_what_is_light_loads_neither_torch_nor_a_simulator(code: str) -> None:
 
 def test_public_names_are_pinned() -> None:
     assert sorted(guerdon.__all__) == [
-        "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "plan",
-        "report", "reward", "train",
+        "GuerdonError", "check", "collect_babyai", "collect_metaworld", "demo", "evaluate", "export", "fit", "label", "load_policy",
+        "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train",
     ]  # fmt: skip
     for name in guerdon.__all__:
         assert getattr(guerdon, name).__doc__

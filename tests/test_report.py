@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from io import BytesIO
@@ -17,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import guerdon
+from guerdon.datasets import open_dataset
 from guerdon.errors import DatasetError, RunError
 from guerdon.evaluation.statistics import Estimate
 from guerdon.labels import LabelSet
@@ -25,8 +29,12 @@ from guerdon.report import build, figures
 from guerdon.report.build import render
 from guerdon.report.contents import read_contents, stale_parts
 from guerdon.report.examples import examples
+from guerdon.report.models import GivenRewards, ModelSection
+from guerdon.report.rated import VERDICTS, class_counts, rated_examples
 from guerdon.report.results import Results
+from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Manifest, Run, write_json
+from tests import rated_runs
 from tests.memory import MemoryDataset, MemoryEpisode
 
 HOSTILE = 'go to the <script>alert(1)</script> & "ball"'
@@ -472,6 +480,156 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+# --- ratings, reward models and their rewards: a world of continuous actions and state vectors, without contributions ------------------
+
+WRONG = ((1, 2), (4, 11))
+"""Pictures that the rater of these runs gets wrong."""
+
+
+@pytest.fixture(scope="module")
+def rated_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Ratings, preferences and scores of an arm's pictures, a model fitted to the ratings, its rewards, and a reward made with them."""
+    from guerdon.rewards.fitting import Config
+
+    folder = tmp_path_factory.mktemp("rated")
+    run = rated_runs.begin(rated_runs.robot_data(folder / "data"), folder / "run")
+    rated_runs.add_labels(run, rated_runs.ratings(wrong=WRONG, missing=3))
+    rated_runs.add_labels(run, rated_runs.pairs(), "preference", method="preference", scale=[0, 1], levels=None)
+    with pytest.MonkeyPatch.context() as patch:
+        for recipe in ("fit", "relabel"):
+            module = importlib.import_module(f"guerdon.recipes.{recipe}")
+            patch.setattr(module, "run_apart", lambda work, job, *, progress, variables: work(job, progress))
+        guerdon.fit(run=run.path, vectors=("state",), fitting=Config(updates=60, members=2, width=32), quiet=True)
+        guerdon.relabel(run=run.path, quiet=True)
+    guerdon.reward(run=run.path, compose="0.1 * erl_vlm + sparse", name="both")
+    return run
+
+
+@pytest.fixture(scope="module")
+def rated_page(rated_run: Run) -> str:
+    return build(rated_run.path).read_text(encoding="utf-8")
+
+
+def test_ratings_are_shown_with_what_was_true(rated_page: str, rated_run: Run) -> None:
+    words = plain(rated_page)
+    labels = LabelSet.read(rated_run.path / "labels/rating.parquet").labels
+    assert f"The rater scripted:perfect gave a usable rating for 97.5% of the {len(labels)} things asked about, with a balanced" in words
+    assert "Measured on 117 labels of 10 episodes whose true quality is known" in words
+    good = sum(label.value == 2 for label in labels)
+    assert f"Good {good} {good / 117:.1%}" in words
+    assert "failed: timeout 3 2.5%" in words
+    assert "the truly better one, where one is preferred 1.00 [1.00, 1.00]" in words
+    assert "cut into equal widths" in words, "what true classes are is said"
+    assert words.count("✗") == len(WRONG) + 6, "both wrong ratings, and six of the pairs called equal"
+    assert "episode 1, picture 2" in words
+    ElementTree.fromstring(re.findall(r"<svg.*?</svg>", rated_page, re.DOTALL)[0])
+
+
+def test_a_model_and_its_rewards_are_shown(rated_page: str) -> None:
+    words = plain(rated_page)
+    assert "“erl_vlm”, fitted to rating" in words
+    assert "117 labels (rating) about 117 transitions. The model looks at state (3 numbers) after an action" in words
+    assert "Balanced accuracy while it was fitted" in words
+    assert "From model “erl_vlm”, raw rewards. Over 120 transitions of 10 episodes their rank correlation with the true quality" in words
+    assert words.count("Episode 1: “open the drawer”") == 1
+    assert "Episode 8: “open the drawer”, completed" in words
+    assert '<a href="#models">' in rated_page
+    assert "“both” = 0.1 * erl_vlm + sparse" in words
+    assert "onload" not in rated_page
+
+
+def test_a_report_of_ratings_needs_no_dataset_and_survives_damage(rated_run: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(rated_run.path, tmp_path / "run"))
+    words = plain(render(read_contents(run.path), None))
+    assert "Agreement with ground truth was not measured: the dataset is not at hand" in words
+    assert "How far they follow the truth is not known: the dataset is not at hand" in words
+    (run.path / "rewards/erl_vlm.parquet").write_bytes(b"damaged")
+    (run.path / "models/erl_vlm/metrics.jsonl").write_text("{}\nnonsense\n")
+    write_json(run.path / "models/erl_vlm/manifest.json", {"config": {"labels": 3}, "results": {"classes": [["a"], 4], "held_out": [1]}})
+    (run.path / "models/.other.x.part/other").mkdir(parents=True)
+    (run.path / "models/half").mkdir()
+    words = plain(render(read_contents(run.path), open_dataset(run.dataset_path)))
+    assert "rewards/erl_vlm.parquet: cannot be read as a reward column" in words
+    assert "metrics.jsonl: line 2 is no JSON" in words
+    assert "models/half is not finished" in words
+    assert "“erl_vlm”, fitted to labels" in words
+    assert "other" not in read_contents(run.path).models
+
+
+def test_models_and_rewards_of_what_has_changed_since_are_named(rated_run: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(rated_run.path, tmp_path / "run"))
+    assert stale_parts(read_contents(run.path)) == []
+    rated_runs.add_labels(run, rated_runs.ratings((0, 1)))
+    assert stale_parts(read_contents(run.path)) == ["models/erl_vlm was made from another labels/rating than there is now; make it again."]
+    manifest = json.loads((run.path / "models/erl_vlm/manifest.json").read_text())
+    write_json(run.path / "models/erl_vlm/manifest.json", {**manifest, "inputs": {}, "results": {"fingerprint": "s256:new"}})
+    assert stale_parts(read_contents(run.path)) == [
+        "rewards/erl_vlm was made from another models/erl_vlm than there is now; make it again."
+    ]
+
+
+def test_rewards_are_compared_with_the_quality_that_actions_led_to(rated_run: Run) -> None:
+    """Rewards that equal the quality of o_(t+1) correlate perfectly; turned round in half of the episodes, within episodes not at all."""
+    contents = read_contents(rated_run.path)
+    metadata = contents.columns["erl_vlm"].metadata
+    straight = {(episode, 0): rated_runs.quality(episode)[1:] for episode in range(rated_runs.EPISODES)}
+    turned = {key: values if key[0] % 2 else values[::-1].copy() for key, values in straight.items()}
+    late = {key: np.r_[values[1:], values[:1]] for key, values in straight.items()}
+    dataset = open_dataset(rated_run.dataset_path)
+    found = [GivenRewards._of("x", RewardColumn(values, metadata), dataset) for values in (straight, turned, late)]
+    assert found[0].spearman == Estimate(pytest.approx(1.0), pytest.approx(1.0), pytest.approx(1.0))  # type: ignore[arg-type]
+    assert [each.within for each in found[:2]] == pytest.approx([1.0, 0.0])
+    assert found[2].within is not None
+    assert found[2].within < 0.6
+    assert (found[0].episodes, found[0].transitions) == (10, 120)
+    unknown = GivenRewards._of("x", RewardColumn({(0, 0): np.full(12, np.nan, np.float32)}, metadata), dataset)
+    assert (unknown.spearman, unknown.transitions) == (None, 0)
+
+
+def test_manifests_of_models_are_read_without_trust(rated_run: Run) -> None:
+    (section,) = ModelSection.all_of(read_contents(rated_run.path))
+    assert [name for name, _ in section.classes] == list(rated_runs.LEVELS)
+    assert {name for name, _, _ in section.measures} == {"accuracy", "balanced accuracy", "contradicted"}
+    assert section.history is not None
+
+
+def test_examples_of_each_class_and_of_what_is_wrong(rated_run: Run) -> None:
+    dataset = open_dataset(rated_run.dataset_path)
+    found = rated_examples(LabelSet.read(rated_run.path / "labels/rating.parquet"), dataset)
+    assert [(each.kind, each.given) for each in found] == [
+        *[("right", name) for name in rated_runs.LEVELS for _ in range(2)], ("wrong", "Good"), ("wrong", "Bad"), ("unusable", "")
+    ]  # fmt: skip
+    wrong = {each.places[0][:2]: (each.given, each.truth) for each in found if each.kind == "wrong"}
+    assert wrong == {(1, 2): ("Good", "Bad"), (4, 11): ("Bad", "Good")}
+    picture = np.asarray(Image.open(BytesIO(base64.b64decode(found[0].pictures[0].split(",")[1]))))
+    episode, k, _ = found[0].places[0]
+    assert set(np.unique(picture)) == {int(255 * rated_runs.quality(episode)[k])}, "the one picture that was rated, and nothing drawn on it"
+    pairs = rated_examples(LabelSet.read(rated_run.path / "labels/preference.parquet"), dataset)
+    assert {len(each.pictures) for each in pairs} == {2}
+    assert {each.given for each in pairs if each.kind == "right"} == {VERDICTS[0], VERDICTS[2]}
+
+
+def test_segments_are_shown_as_a_few_frames_and_unknown_truth_as_samples() -> None:
+    common: dict[str, Any] = {"unit": "segment", "instruction": "go", "state": "labelled", "views": ("full",)}
+    labels = [Label(**common, episode=0, start=2, stop=40, value=1.0), Label(**common, episode=0, start=0, stop=1, value=0.0)]
+    meaning = {"levels": ["Bad", "Good"], "scale": [0, 1], "dataset": "s256:memory"}
+    found = rated_examples(LabelSet(labels, meaning), MemoryDataset([MemoryEpisode(40)]))
+    assert [(each.kind, each.given, each.where) for each in found] == [
+        ("sample", "Bad", "episode 0, action 0"), ("sample", "Good", "episode 0, actions 2 to 39")
+    ]  # fmt: skip
+    sizes = [Image.open(BytesIO(base64.b64decode(each.pictures[0].split(",")[1]))).size for each in found]
+    side = 19 * 16  # enlarged
+    assert sizes == [(2 * (side + 4) + 4, 18 + side + 8), (3 * (side + 4) + 4, 3 * (18 + side + 4) + 4)], "two frames, and nine of 39"
+
+
+def test_labels_are_counted_by_class() -> None:
+    labels = [rated_runs.rating(0, 1, level) for level in (0, 2, 2, None)]
+    assert class_counts(labels, rated_runs.LEVELS) == [("Bad", 1), ("Average", 0), ("Good", 2)]
+    assert [count for _, count in class_counts(rated_runs.pairs(10), ())] == [
+        sum(label.value == value for label in rated_runs.pairs(10)) for value in (0.0, 0.5, 1.0)
+    ]
+
+
 # --- figures --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -491,6 +649,23 @@ def test_many_distinct_scores_are_put_into_ten_bins() -> None:
     heights = [float(bar.get("height", "")) for bar in drawing.iter("rect")]
     assert len(heights) == 10
     assert heights[-1] > heights[0]
+
+
+def test_lines_go_through_their_numbers_and_leave_gaps() -> None:
+    """Of a height of 190 the lines take 12 to 144: -1 is drawn at 144, 1 at 12, 0 in the middle."""
+    reward = figures.Line("reward", "arm-0", (-1.0, 0.0, None, 1.0), (-1.0, 1.0))
+    truth = figures.Line("truth", "arm-2", (0.0, 0.25, 0.5, 1.0), (0.0, 1.0))
+    drawing = ElementTree.fromstring(figures.lines([reward, truth], axis="transition", description="lines"))
+    paths = [path.get("d") or "" for path in drawing.iter("path")]
+    heights = [[float(point.split()[1]) for point in re.split("[ML]", path) if point] for path in paths]
+    assert heights == [[144, 78, 12], [144, 111, 78, 12]]
+    assert [re.sub("[^ML]", "", path) for path in paths] == ["MLM", "MLLL"]
+    ends = [text.text for text in drawing.iter("text") if text.get("text-anchor") in ("start", "end")]
+    assert ends == ["-1", "0", "0", "0.5", "1", "1"]
+    titles = [title.text for path in drawing.iter("path") for title in path.iter("title")]
+    assert titles == ["reward: -1 at 0, 1 at 3", "truth: 0 at 0, 1 at 3"]
+    assert "circle" in figures.lines([figures.Line("one", "arm-0", (0.5,), (0.0, 1.0))], axis="epoch", description="one", places=[20])
+    assert "path" not in figures.lines([figures.Line("none", "arm-0", (None,), (0.0, 1.0))], axis="epoch", description="none")
 
 
 def test_whole_scores_keep_their_empty_places() -> None:

@@ -196,6 +196,82 @@ def test_columns_round_trip(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# --- rewards of a reward model --------------------------------------------------------------------------------------------------------
+
+
+def by_model(*rows: tuple[float, ...], **metadata: object) -> RewardColumn:
+    """A column as `guerdon relabel` writes it, of a model whose scale is [-1, 1]."""
+    meaning = {"model": "s256:model", "model_name": "erl_vlm", "scale": [-1, 1], "transform": "raw", "pessimism": 0.0}
+    return RewardColumn(values(*rows).values, {"expression": "relabel(erl_vlm)", "dataset": "s256:memory", **meaning, **metadata})
+
+
+FOUR = MemoryDataset([MemoryEpisode(4)])
+
+
+@pytest.mark.parametrize(
+    ("expression", "rewards"),
+    [
+        ("erl_vlm", (0, 0.25, 0.5, 1)),
+        ("erl_vlm.raw", (-1, -0.5, 0, 1)),
+        ("0.1 * erl_vlm + sparse", (0, 0.025, 0.05, 1.1)),
+        ("constant(erl_vlm)", (1, 1, 1, 1)),
+        ("constant(erl_vlm.raw) / 2", (0.5, 0.5, 0.5, 0.5)),
+        ("erl_vlm - 0.1 * rg_vlm", (-0.01, 0.23, 0.47, 0.96)),
+        ("potential(erl_vlm.raw)", (-0.97 / 4, 0.25 - 1.5 * 0.97 / 4, 0.375 - 1.5 * 0.97 / 4, 0.375 - 0.5 * 0.97 / 4)),
+    ],
+)
+def test_rewards_of_a_model_can_be_named(expression: str, rewards: tuple[float, ...]) -> None:
+    columns = {"erl_vlm": by_model((-1, -0.5, 0, 1))}
+    column = compose({"rg_vlm": label_set({0: (1, 2, 3, 4)})}, FOUR, expression, columns=columns)
+    np.testing.assert_allclose(column.values[0, 0], rewards, rtol=1e-6, atol=1e-7)
+    assert column.metadata["columns"] == {"erl_vlm": columns["erl_vlm"].fingerprint}
+    assert set(column.metadata["labels"]) == ({"rg_vlm"} if "rg_vlm" in expression else set())
+
+
+def test_rewards_of_a_model_can_be_shuffled_and_may_be_unknown() -> None:
+    columns = {"erl_vlm": by_model((-1, np.nan, 0, 1))}
+    shuffled = compose({}, FOUR, "shuffled(erl_vlm)", columns=columns).values[0, 0]
+    assert np.isnan(shuffled[1])
+    assert sorted(shuffled[[0, 2, 3]]) == [0.0, 0.5, 1.0]
+    assert np.isnan(compose({}, FOUR, "erl_vlm + sparse", columns=columns).values[0, 0][1])
+    assert controls("0.1 * erl_vlm + sparse")["constant"] == "0.1 * constant(erl_vlm) + sparse"
+
+
+@pytest.mark.parametrize(
+    ("expression", "metadata", "words"),
+    [
+        ("erl_vlm.spread", {}, "is a reward column, which has no spread"),
+        ("erl_vlm", {"scale": None, "transform": "standard"}, "is standardised.*Write erl_vlm.raw"),
+        ("constant(erl_vlm.raw)", {"scale": None, "transform": "standard"}, "is standardised"),
+        ("erl_vlm", {"dataset": "s256:other"}, "the reward column 'erl_vlm' was made from another dataset"),
+        ("clip", {}, "no label set or reward column 'clip'; there are: constant.*, erl_vlm"),
+    ],
+)
+def test_rewards_of_a_model_are_refused_where_they_mean_nothing(expression: str, metadata: dict[str, object], words: str) -> None:
+    with pytest.raises(RewardError, match=words):
+        compose({}, FOUR, expression, columns={"erl_vlm": by_model((0, 0, 0, 1), **metadata)})
+
+
+def test_standardised_rewards_can_be_used_as_they_are() -> None:
+    columns = {"erl_vlm": by_model((-1, 1, -1, 1), scale=None)}
+    np.testing.assert_array_equal(compose({}, FOUR, "2 * erl_vlm.raw", columns=columns).values[0, 0], [-2, 2, -2, 2])
+
+
+def test_a_name_means_one_thing() -> None:
+    with pytest.raises(RewardError, match="'rg_vlm' is the name of a label set and of a reward column"):
+        compose({"rg_vlm": label_set({0: (1, 2, 3, 4)})}, FOUR, "rg_vlm", columns={"rg_vlm": by_model((0, 0, 0, 1))})
+    composed = compose({}, FOUR, "2 * sparse")
+    with pytest.raises(RewardError, match=r"'twice' is a composed reward column, which has no scale.*in its place: 2 \* sparse"):
+        compose({}, FOUR, "twice.raw", columns={"twice": composed})
+
+
+def test_what_a_column_without_models_is_made_from_is_told_as_before() -> None:
+    assert set(compose(LABELS, EIGHT, "rg_vlm").metadata) == {"expression", "labels", "dataset", "gamma", "seed"}
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------------------------
+
+
 def found(column: RewardColumn, dataset: MemoryDataset) -> set[str]:
     return {finding.name for finding in check_rewards(column, dataset)}
 
@@ -223,3 +299,65 @@ def test_a_shifted_reward_is_noticed() -> None:
     dataset = MemoryDataset([MemoryEpisode(4, annotations=spans) for _ in range(3)])
     assert "one step late" not in found(values(*[(0, 1, 0, 1)] * 3), dataset)
     assert "one step late" in found(values(*[(0, 0, 1, 0)] * 3), dataset)
+
+
+def test_what_the_world_pays_for_itself_is_a_note() -> None:
+    """Episodes of 2, 3 and 4 steps; each step pays 0.3 and the last one 1, in the column and in the dataset itself."""
+    rows = [(0.3,) * (length - 1) + (1.0,) for length in (2, 3, 4)]
+    sparse = MemoryDataset([MemoryEpisode(len(row)) for row in rows])
+    dense = MemoryDataset([MemoryEpisode(len(row), rewards=row) for row in rows])
+    severity = [{finding.name: finding.severity for finding in check_rewards(values(*rows), dataset)} for dataset in (sparse, dense)]
+    assert severity == [
+        {"loitering": "warning", "return grows with length": "warning"},
+        {"loitering": "note", "return grows with length": "note"},
+    ]
+
+
+def test_rewards_between_minus_one_and_one() -> None:
+    """Steps that cost pay for no loitering, however dense they are."""
+    dataset = MemoryDataset([MemoryEpisode(length) for length in (2, 3, 4)])
+    assert found(by_model((-0.5, 0.9), (-0.6, -0.1, 0.8), (-0.4, -0.3, 0.1, 0.7)), dataset) == set()
+    assert found(by_model((0.5, 0.9), (0.6, 0.1, 0.8), (0.4, 0.3, 0.1, 0.7)), dataset) >= {"loitering"}
+
+
+def test_a_model_at_the_ends_of_its_scale_is_noticed() -> None:
+    dataset = MemoryDataset([MemoryEpisode(10, terminated=False)])
+    ends = (-1, -1, -0.999, -0.99, 1, 1, 0.981, 0.995, -1)
+    assert "saturated" in found(by_model((*ends, 1)), dataset)
+    assert "saturated" not in found(by_model((*ends, 0)), dataset), "9 of 10 are not above the limit of 90 %"
+    assert "saturated" not in found(by_model((*ends, 1), scale=None), dataset)
+
+
+def test_a_model_that_hardly_varies_is_noticed() -> None:
+    """5 % of a scale from -1 to 1 are 0.1."""
+    dataset = MemoryDataset([MemoryEpisode(3, terminated=False)])
+    assert "hardly varies" in found(by_model((0.0, 0.02, 0.09)), dataset)
+    assert "hardly varies" not in found(by_model((0.0, 0.02, 0.11)), dataset)
+    assert "hardly varies" not in found(by_model((0.0, 0.02, 0.09), scale=None), dataset)
+    assert found(by_model((0.5, 0.5, 0.5)), dataset) == {"constant reward"}
+
+
+def test_a_column_keeps_its_fingerprint_on_disk(tmp_path: Path) -> None:
+    """Also with an episode without transitions, and with a NaN of another make (0 / 0 has a sign)."""
+    odd = np.array([1.0, np.nan], np.float32)
+    odd.view(np.uint32)[1] = 0xFFC00001
+    column = RewardColumn({(0, 0): odd, (1, 0): np.zeros(0, np.float32), (2, 0): np.array([-0.0], np.float32)}, {"expression": "x"})
+    column.write(tmp_path / "rewards.parquet")
+    again = RewardColumn.read(tmp_path / "rewards.parquet")
+    assert again.fingerprint == column.fingerprint
+    assert list(again.values) == [(0, 0), (2, 0)]
+    other = RewardColumn({**again.values, (2, 0): np.array([0.5], np.float32)}, column.metadata)
+    assert other.fingerprint != column.fingerprint
+
+
+def test_a_model_that_does_not_hear_what_is_asked_for_is_noticed() -> None:
+    rows = ((-0.5, 0.1), (-0.4, 0.2))
+    two, one = (MemoryDataset([MemoryEpisode(2, words) for words in asked]) for asked in (("go left", "go right"), ("go", "go")))
+    assert "instructions not read" in found(by_model(*rows, reads=False), two)
+    assert "instructions not read" not in found(by_model(*rows, reads=True), two) | found(by_model(*rows, reads=False), one)
+    assert "instructions not read" not in found(values(*rows), two), "labels were given by the words of each"
+
+
+def test_checks_need_no_ground_truth_and_no_ends() -> None:
+    dataset = MemoryDataset([MemoryEpisode(3, annotations=(), terminated=False) for _ in range(4)])
+    assert found(by_model(*[(-0.1, 0.2, 0.3)] * 4), dataset) == set()

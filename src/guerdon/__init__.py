@@ -7,6 +7,8 @@ The names here are the commands of the same names, as functions; they take the c
     guerdon.plan(dataset="data", vlm=("google:gemini-2.5-flash", "openai:gpt-5.4-mini"))
     guerdon.label(dataset="data", run="runs/a", vlm=("google:gemini-2.5-flash",))
     guerdon.reward(run="runs/a", compose="0.1 * rg_vlm + sparse", name="both")
+    guerdon.fit(run="runs/b", labels=("rating",), name="erl_vlm")
+    guerdon.relabel(run="runs/b", model="erl_vlm")
     guerdon.train(run="runs/a", rewards=("both",))
     policy = guerdon.load_policy("runs/a/policies/both/seed-0")
 
@@ -22,12 +24,17 @@ if TYPE_CHECKING:
     from guerdon.datasets import open_dataset
     from guerdon.datasets.check import check
     from guerdon.errors import GuerdonError
-    from guerdon.recipes.commands import collect_babyai, report
+    from guerdon.recipes.commands import report
+    from guerdon.recipes.consistency import raters_consistency
     from guerdon.recipes.demo import demo
     from guerdon.recipes.evaluate import evaluate
     from guerdon.recipes.export import export
+    from guerdon.recipes.fit import fit
     from guerdon.recipes.label import label
     from guerdon.recipes.plan import plan
+    from guerdon.recipes.record_babyai import collect_babyai
+    from guerdon.recipes.record_metaworld import collect_metaworld
+    from guerdon.recipes.relabel import relabel
     from guerdon.recipes.reward import reward
     from guerdon.recipes.train import train
     from guerdon.training.policy import load_policy
@@ -35,22 +42,26 @@ if TYPE_CHECKING:
 _HOME = {
     "GuerdonError": "guerdon.errors",
     "check": "guerdon.datasets.check",
-    "collect_babyai": "guerdon.recipes.commands",
+    "collect_babyai": "guerdon.recipes.record_babyai",
+    "collect_metaworld": "guerdon.recipes.record_metaworld",
     "demo": "guerdon.recipes.demo",
     "evaluate": "guerdon.recipes.evaluate",
     "export": "guerdon.recipes.export",
+    "fit": "guerdon.recipes.fit",
     "label": "guerdon.recipes.label",
     "load_policy": "guerdon.training.policy",
     "open_dataset": "guerdon.datasets",
     "plan": "guerdon.recipes.plan",
+    "raters_consistency": "guerdon.recipes.consistency",
+    "relabel": "guerdon.recipes.relabel",
     "report": "guerdon.recipes.commands",
     "reward": "guerdon.recipes.reward",
     "train": "guerdon.recipes.train",
 }
 
 __all__ = [
-    "GuerdonError", "check", "collect_babyai", "demo", "evaluate", "export", "label", "load_policy", "open_dataset", "plan", "report",
-    "reward", "train",
+    "GuerdonError", "check", "collect_babyai", "collect_metaworld", "demo", "evaluate", "export", "fit", "label", "load_policy",
+    "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train",
 ]  # fmt: skip
 
 

@@ -15,11 +15,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from guerdon.errors import GuerdonError, UnknownName, UsageError
 from guerdon.runs import package_version
 
-_ORDER = ("demo", "collect", "check", "plan", "label", "labels", "store", "reward", "export", "train", "evaluate", "report")
+_ORDER = (
+    "demo", "collect", "check", "plan", "raters", "label", "labels", "store", "fit", "relabel", "reward", "export", "train", "evaluate",
+    "report", "reproduce",
+)  # fmt: skip
 _STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED, _STATUS_TERMINATED = 1, 2, 130, 143
 _NARROWEST = 20
 """Columns that help and tables are laid out for at least; in a few columns the layout of help would never end."""
@@ -36,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 success, 1 failure, 2 wrong use, 130 interrupted, 143 terminated)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_output()
+    if arguments is None and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end_orderly)
     try:
         status = _run(words)
         print(end="", flush=True)
@@ -59,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _discard_output()
         what = os.strerror(error.errno) if error.errno else str(error)
         return _complain(GuerdonError(what, where=str(error.filename or "")), _STATUS_FAILED)
+
+
+def _end_orderly(_number: int, _frame: object) -> NoReturn:
+    """Ends like a Ctrl-C, so that half-written files are taken away and workers stop."""
+    from guerdon.asking.loop import Terminated
+
+    raise Terminated
 
 
 def _prepare_output() -> None:

@@ -9,6 +9,7 @@ from guerdon.rewards.check import Finding
 
 if TYPE_CHECKING:
     from guerdon.evaluation.statistics import Estimate
+    from guerdon.recipes.reward import ComposedReward
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -29,11 +30,26 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: s
     console.print(shown)
 
 
+_SMALLEST = 0.0005
+"""Below it three decimals would show nothing."""
+
+
 def text(value: object) -> str:
     """A number or word for a table cell; None becomes a dash."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}" if value == 0 or abs(value) >= _SMALLEST else f"{value:.1e}"
+    return str(value)
+
+
+def rewards(made: Iterable[ComposedReward]) -> None:
+    """Prints reward columns: their statistics, what the checks saw in them, and where they lie."""
+    for each in made:
+        numbers = (each.statistics[name] for name in ("coverage", "mean", "std", "min", "max"))
+        table(("reward", "coverage", "mean", "std", "min", "max"), [(each.path.stem, *numbers)], title=each.expression)
+        findings(each.findings)
+        print(f"written: {each.path}")
 
 
 def returns(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Compose a reward column from labels, and check it before training."""
+"""Compose a reward column from labels and from the rewards of models, and check it before training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,5 @@ from guerdon.recipes import reward
 def main(arguments: Sequence[str]) -> int:
     """`guerdon reward RUN --compose EXPRESSION --name NAME`."""
     config = parse("reward", __doc__ or "", {"_settings": reward.Config}, arguments)["_settings"]
-    for composed in reward.reward.of(config):
-        numbers = (composed.statistics[name] for name in ("coverage", "mean", "std", "min", "max"))
-        _show.table(("reward", "coverage", "mean", "std", "min", "max"), [(composed.path.stem, *numbers)], title=composed.expression)
-        _show.findings(composed.findings)
-        print(f"written: {composed.path}")
+    _show.rewards(reward.reward.of(config))
     return 0

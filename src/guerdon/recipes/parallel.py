@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import SynchronizedArray
@@ -50,14 +50,26 @@ def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], *, workers: int, prog
             results.append(work(job, lambda done, of, n=number: progress(n * _PARTS + _PARTS * done // max(of, 1), total)))  # type: ignore[misc]
         progress(total, total)
         return results
-    return _run_in_processes(work, jobs, workers, lambda done: progress(done, total))
+    return _run_in_processes(work, jobs, workers, lambda done: progress(done, total), {})
 
 
-def _run_in_processes(work: Work[Job, Result], jobs: Sequence[Job], workers: int, report: Callable[[int], None]) -> list[Result]:
+def run_apart(work: Work[Job, Result], job: Job, *, progress: Progress, variables: Mapping[str, str] | None = None) -> Result:
+    """The result of one job in a process of its own, which is over when it returns.
+
+    Args:
+        variables: environment variables that must be set before the process starts.
+    """
+    return _run_in_processes(work, [job], 1, lambda done: progress(done, _PARTS), variables or {})[0]
+
+
+def _run_in_processes(
+    work: Work[Job, Result], jobs: Sequence[Job], workers: int, report: Callable[[int], None], variables: Mapping[str, str]
+) -> list[Result]:
     context = multiprocessing.get_context("spawn")
     shared = context.Array("q", len(jobs) + 1)
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))  # read by the numeric libraries when a child starts
+    settings = {**dict.fromkeys(_THREAD_VARIABLES, "1"), **variables}  # read by the libraries when a child starts
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(shared,))
         with pool, _stopping_early(pool, shared):

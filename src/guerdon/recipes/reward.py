@@ -1,4 +1,5 @@
-"""Composing a reward column in a run folder from its label sets, and looking at it before anything is trained on it."""
+"""Composing a reward column in a run folder from its label sets and the rewards of its reward models, and looking at it before anything is
+trained on it."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from guerdon.errors import UsageError
+from guerdon.errors import RunError, UsageError
 from guerdon.interfaces import Dataset
-from guerdon.recipes.data import dataset_of, label_set_of
+from guerdon.labels import LabelSet
+from guerdon.recipes.data import dataset_of, has_labels, has_rewards, label_set_of, relabelled_of, rewards_of
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.rewards.check import Finding, check_rewards
 from guerdon.rewards.column import RewardColumn
@@ -29,7 +31,8 @@ class Config:
     run: Positional[Path]
     """The run folder that holds the labels."""
     compose: str = "0.1 * rg_vlm + sparse"
-    """Expression over label sets, e.g. "0.1 * rg_vlm + sparse", "sparse", "rg_vlm", "potential(rg_vlm) + sparse"."""
+    """Expression over label sets and rewards of reward models, e.g. "0.1 * rg_vlm + sparse", "sparse", "rg_vlm", "0.1 * erl_vlm + sparse",
+    "potential(rg_vlm) + sparse"."""
     name: str = "both"
     """Name of the reward column; arms of a comparison go by it."""
     gamma: float = 0.97
@@ -65,7 +68,7 @@ def reward(config: Config) -> list[ComposedReward]:
 
     Raises:
         RewardError: for an expression that cannot be read or computed.
-        RunError: if RUN is no run folder, its dataset has changed, or a label set is not there or damaged.
+        RunError: if RUN is no run folder, its dataset has changed, or a label set or reward column is not there or damaged.
     """
     run = Run.open(config.run)
     dataset = dataset_of(run)
@@ -76,13 +79,48 @@ def reward(config: Config) -> list[ComposedReward]:
 
 
 def _compose(run: Run, dataset: Dataset, config: Config, name: str, expression: str) -> ComposedReward:
-    label_sets = {label_set: label_set_of(run, label_set) for label_set in sorted(names_in(expression))}
-    column = compose(label_sets, dataset, expression, gamma=config.gamma, seed=config.seed)
+    label_sets, columns = _named(run, expression)
+    if name in columns:
+        what = f"the reward '{name}' would take the place of the one that it is composed from"
+        raise UsageError(what, where=f"expression '{expression}'", cure="Choose another --name.")
+    column = compose(label_sets, dataset, expression, columns=columns, gamma=config.gamma, seed=config.seed)
     findings = tuple(check_rewards(column, dataset, gamma=config.gamma))
     path = run.part("rewards", name).with_suffix(".parquet")
     column.write(path)
     statistics = reward_statistics(column)
-    inputs = {"dataset": dataset.fingerprint} | {f"labels/{name}": labels.fingerprint for name, labels in label_sets.items()}
+    inputs = {"dataset": dataset.fingerprint}
+    inputs |= {f"labels/{source}": labels.fingerprint for source, labels in label_sets.items()}
+    inputs |= {f"rewards/{source}": rewards.fingerprint for source, rewards in columns.items()}
     results = {**statistics, "findings": [finding.to_record() for finding in findings], "fingerprint": column.fingerprint}
     run.finish(path, Manifest({**as_record(config), "name": name, "expression": expression}, inputs, results))
     return ComposedReward(path, expression, column, statistics, findings)
+
+
+def _named(run: Run, expression: str) -> tuple[dict[str, LabelSet], dict[str, RewardColumn]]:
+    """The label sets and the reward columns that an expression names. A name that is a label set and a composed column is the label set:
+    composed columns cannot be named."""
+    label_sets: dict[str, LabelSet] = {}
+    columns: dict[str, RewardColumn] = {}
+    for name in sorted(names_in(expression)):
+        labelled = has_labels(run, name)
+        if labelled or not has_rewards(run, name):
+            label_sets[name] = label_set_of(
+                run, name, cure=f"Rewards of models: {_by_models(run)}. (sparse, original and oracle need none.)"
+            )
+        if has_rewards(run, name) and (not labelled or _is_by_model(run, name)):
+            columns[name] = relabelled_of(run, name)
+    return label_sets, columns
+
+
+def _by_models(run: Run) -> str:
+    """Names of the reward columns that an expression can mean."""
+    stems = sorted(path.stem for path in (run.path / "rewards").glob("*.parquet"))
+    return ", ".join(name for name in stems if _is_by_model(run, name)) or "none yet (guerdon fit, guerdon relabel)"
+
+
+def _is_by_model(run: Run, name: str) -> bool:
+    """Whether a reward column that shares its name with a label set is one that an expression could mean; a damaged one is not."""
+    try:
+        return rewards_of(run, name).by_model
+    except RunError:
+        return False

@@ -23,11 +23,14 @@ from markupsafe import Markup
 from guerdon.datasets import open_dataset
 from guerdon.errors import GuerdonError
 from guerdon.evaluation.raters import NOT_TABLE_ONE, RaterQuality, measure
+from guerdon.evaluation.ratings import RatingQuality, holds_ratings, measure_ratings
 from guerdon.interfaces import Dataset
 from guerdon.labels import LabelSet
 from guerdon.report import figures
 from guerdon.report.contents import Contents, Part, Rollout, mapping, number, read_contents, stale_parts, text
 from guerdon.report.examples import Example, data_uri, examples, outcome
+from guerdon.report.models import GivenRewards, ModelSection
+from guerdon.report.rated import Rated, class_counts, rated_examples
 from guerdon.report.results import RANDOM, STARTS, Results, sentences
 from guerdon.runs import package_version, writing
 
@@ -60,15 +63,18 @@ def render(contents: Contents, dataset: Dataset | None, problems: Sequence[str] 
         loader=PackageLoader("guerdon.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"estimate": figures.spoken, "count": _count, "percent": _percent, "duration": _duration, "dollars": _dollars}
-    results, raters = Results.of(contents), RaterSection.all_of(contents, dataset)
-    unmeasured = [rater.problem for rater in raters if rater.problem]
+    results, raters, given = Results.of(contents), RaterSection.all_of(contents, dataset), GivenRewards.all_of(contents, dataset)
+    unmeasured = [problem for problem in (*(each.problem for each in raters), *(each.problem for each in given)) if problem]
     return environment.get_template("template.html.j2").render(
         contents=contents,
         results=results,
         raters=raters,
-        lead=[*sentences(results), *_lead_raters(raters), *_lead_cost(contents)],
+        lead=[*sentences(results), *_lead_raters(raters), *_lead_models(given), *_lead_cost(contents)],
         scripted=[rater.name for rater in raters if rater.scripted],
         shown=_examples(contents, dataset),
+        rated=_rated(contents, dataset),
+        models=ModelSection.all_of(contents),
+        given=given,
         rollouts=_rollouts(contents.rollouts, results),
         costs=_costs(contents),
         findings=_findings(contents),
@@ -107,6 +113,8 @@ class RaterSection:
     quality: RaterQuality | None
     """None without a dataset to compare with."""
     problem: str = ""
+    ratings: RatingQuality | None = None
+    """Of a label set of ratings or preferences, which has no `quality`."""
 
     @classmethod
     def all_of(cls, contents: Contents, dataset: Dataset | None) -> list[RaterSection]:
@@ -117,7 +125,12 @@ class RaterSection:
     def _of(cls, part: Part, labels: LabelSet, contents: Contents, dataset: Dataset | None) -> RaterSection:
         """Measures the rater's own labels: a person corrects those that are wrong, and without them the rater would look too good."""
         try:
-            return cls(part, labels, None if dataset is None else measure(contents.by_machine(part, labels), dataset))
+            own = contents.by_machine(part, labels)
+            if dataset is None:
+                return cls(part, labels, None)
+            if holds_ratings(labels):
+                return cls(part, labels, None, ratings=measure_ratings(own, dataset))
+            return cls(part, labels, measure(own, dataset))
         except GuerdonError as error:
             return cls(part, labels, None, f"The quality of the labels '{part.name}' cannot be measured: {error}")
 
@@ -125,6 +138,16 @@ class RaterSection:
     def name(self) -> str:
         """Name of the rater."""
         return str(self.label_set.metadata.get("rater", "unknown"))
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether it holds ratings or preferences, not scores."""
+        return holds_ratings(self.label_set)
+
+    @property
+    def classes(self) -> list[tuple[str, int]]:
+        """How many labels carry each class, or each verdict on a pair."""
+        return class_counts(self.label_set.labels, [str(name) for name in self.label_set.metadata.get("levels") or ()])
 
     @property
     def scripted(self) -> bool:
@@ -151,6 +174,9 @@ class RaterSection:
 def _lead_raters(raters: Sequence[RaterSection]) -> Iterator[str]:
     for rater in raters:
         quality = rater.quality
+        if rater.is_rated:
+            yield _lead_ratings(rater)
+            continue
         if quality is None or quality.agreement is None or quality.agreement.balanced_accuracy is None:
             yield f"The rater {rater.name} gave a usable score for {rater.label_set.coverage:.1%} of the transitions asked about."
             continue
@@ -160,6 +186,27 @@ def _lead_raters(raters: Sequence[RaterSection]) -> Iterator[str]:
             f"The rater {rater.name} scored {quality.coverage:.1%} of the transitions, with a balanced accuracy of "
             f"{figures.spoken(quality.agreement.balanced_accuracy)} against ground truth (0.50 is chance{beside})."
         )
+
+
+def _lead_ratings(rater: RaterSection) -> str:
+    labels, quality = rater.label_set, rater.ratings
+    kind = "preference" if quality is not None and quality.unit == "pair" else "rating"
+    usable = f"The rater {rater.name} gave a usable {kind} for {labels.coverage:.1%} of the {len(labels.labels):,} things asked about"
+    if quality is None or quality.balanced_accuracy is None:
+        return f"{usable}."
+    if quality.agreement is not None:
+        return f"{usable}; where it prefers one, it is the truly better one with a probability of {figures.spoken(quality.agreement)}."
+    order = f" and a rank correlation of {figures.spoken(quality.spearman)} with the true quality" if quality.spearman else ""
+    return f"{usable}, with a balanced accuracy of {figures.spoken(quality.balanced_accuracy)} over the true classes{order}."
+
+
+def _lead_models(given: Sequence[GivenRewards]) -> Iterator[str]:
+    for rewards in given:
+        if rewards.spearman is not None:
+            yield (
+                f"The rewards “{rewards.name}” of a reward model follow the true {rewards.truth} with a rank correlation of "
+                f"{figures.spoken(rewards.spearman)} over {rewards.transitions:,} transitions."
+            )
 
 
 def _lead_cost(contents: Contents) -> Iterator[str]:
@@ -181,12 +228,19 @@ def _last_ledger(contents: Contents) -> Part | None:
 
 
 def _examples(contents: Contents, dataset: Dataset | None) -> list[Example]:
-    """Windows of the label set that says most in words."""
-    if dataset is None or not contents.labels:
+    """Windows of the label set that says most in words, of those that hold scores."""
+    scored = [item for item in contents.labels.values() if not holds_ratings(item[1])]
+    if dataset is None or not scored:
         return []
-    talkative = max(contents.labels.values(), key=lambda item: sum(bool(label.rationale) for label in item[1].labels))
+    talkative = max(scored, key=lambda item: sum(bool(label.rationale) for label in item[1].labels))
     low, high = talkative[1].scale
     return examples(talkative[1], dataset) if low < high else []
+
+
+def _rated(contents: Contents, dataset: Dataset | None) -> list[tuple[str, list[Rated]]]:
+    """What was rated, for each label set of ratings or preferences."""
+    sets = {name: labels for name, (_, labels) in contents.labels.items() if holds_ratings(labels)}
+    return [] if dataset is None else [(name, rated_examples(labels, dataset)) for name, labels in sets.items()]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from guerdon.errors import GuerdonError, RunError
 from guerdon.evaluation.statistics import matrices
 from guerdon.evaluation.tasks import TaskList
 from guerdon.labels import LabelSet
+from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Run, read_json
 
 Value = TypeVar("Value")
@@ -77,6 +78,15 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A reward model: its part of the run, and what was measured while it was fitted."""
+
+    part: Part
+    history: tuple[Mapping[str, Any], ...]
+    """One entry an epoch."""
+
+
+@dataclass(frozen=True)
 class Contents:
     """Everything the report is made from."""
 
@@ -92,6 +102,10 @@ class Contents:
     tasks: TaskList | None
     problems: tuple[str, ...] = field(default=())
     """What could not be used, one sentence each."""
+    models: Mapping[str, Model] = field(default_factory=dict)
+    """Reward models by name."""
+    columns: Mapping[str, RewardColumn] = field(default_factory=dict)
+    """The rewards that reward models gave, by name."""
 
     def by_machine(self, part: Part, labels: LabelSet) -> LabelSet:
         """A label set as the rater gave it, before corrections by hand. Raises RunError for a damaged file."""
@@ -102,6 +116,7 @@ class Contents:
     def parts(self) -> Iterator[Part]:
         """All finished parts, in the order of the work."""
         yield from (part for part, _ in self.labels.values())
+        yield from (model.part for model in self.models.values())
         yield from self.rewards.values()
         for group in (self.policies, self.evaluations):
             for parts in group.values():
@@ -115,11 +130,12 @@ def read_contents(path: Path) -> Contents:
 
 def stale_parts(contents: Contents) -> list[str]:
     """Parts that were made from something that has been made again since, one sentence each."""
-    labels = {name: part for name, (part, _) in contents.labels.items()}
     tasks = contents.tasks.digest if contents.tasks else None
     policies = [part for parts in contents.policies.values() for part in parts]
+    sources = {part.place: part for part in contents.parts if part.place.partition("/")[0] in ("labels", "models", "rewards")}
+    made = [*(model.part for model in contents.models.values()), *contents.rewards.values()]
     made_from = [
-        *((part, place, labels.get(place.removeprefix("labels/"))) for part in contents.rewards.values() for place in part.inputs),
+        *((part, place, sources.get(place)) for part in made for place in part.inputs),
         *((part, "rewards", contents.rewards.get(text(part.config.get("reward")))) for part in policies),
     ]
     changed = {
@@ -159,6 +175,8 @@ class _Reader:
             rows=rows,
             rollouts=tuple(rollout for path in self._files("evaluations/*/rollouts-*/index.json") for rollout in self._rollouts(path)),
             tasks=next((tasks for path in self._files("tasks.json") if (tasks := self._tried(TaskList.load, path))), None),
+            models={model.part.name: model for path in self._files("models/*/") for model in self._model(path)},
+            columns={path.stem: column for path in self._files("rewards/*.parquet") for column in self._column(path)},
             problems=tuple(dict.fromkeys(self.problems)),
         )
 
@@ -190,6 +208,21 @@ class _Reader:
             labels = self._tried(LabelSet.read, path)
             if labels is not None:
                 yield part, labels
+
+    def _model(self, path: Path) -> Iterator[Model]:
+        if path.name.startswith("."):
+            return  # unfinished: written by a command that was killed, or that runs now
+        for part in self._part(path):
+            history = path / "metrics.jsonl"
+            yield Model(part, tuple((self._tried(_json_lines, history) or []) if history.is_file() else []))
+
+    def _column(self, path: Path) -> Iterator[RewardColumn]:
+        """The column at `path` if a reward model gave it; of others the report needs the manifest only."""
+        manifest = self._tried(self.run.manifest, path)
+        if any(place.partition("/")[0] in ("model", "models") for place in mapping(mapping(manifest).get("inputs"))):
+            column = self._tried(RewardColumn.read, path)
+            if column is not None and column.by_model:
+                yield column
 
     def _by_arm(self, pattern: str) -> dict[str, tuple[Part, ...]]:
         found: dict[str, tuple[Part, ...]] = {}
@@ -226,7 +259,7 @@ class _Reader:
         return str(path.relative_to(self.run.path))
 
 
-def _evaluation_rows(path: Path) -> list[Mapping[str, Any]]:
+def _json_lines(path: Path) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
     for line_number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -236,6 +269,11 @@ def _evaluation_rows(path: Path) -> list[Mapping[str, Any]]:
         if not isinstance(row, dict):
             raise RunError(f"line {line_number} is no record; the file was left out", where=str(path))
         rows.append(row)
+    return rows
+
+
+def _evaluation_rows(path: Path) -> list[Mapping[str, Any]]:
+    rows = _json_lines(path)
     try:
         matrices(rows)
     except RunError as error:

@@ -148,6 +148,64 @@ def histogram(
     return bars(series, [f"{score:g}" for score in sorted(scores)], axis=axis, description=description, height=height, top=top)
 
 
+@dataclass(frozen=True)
+class Line:
+    """Numbers in order, one after the other."""
+
+    name: str
+    css: str
+    """CSS class that gives the colour."""
+    values: Sequence[float | None]
+    """At the places 0, 1, 2, ...; None leaves a gap."""
+    bounds: tuple[float, float]
+    """The numbers at the bottom and at the top of the figure."""
+
+
+def lines(series: Sequence[Line], *, axis: str, description: str, places: Sequence[object] | None = None, height: float = 190.0) -> Markup:
+    """Lines over places at even distances, named 0, 1, 2, ... unless `places` names them. The first line's bounds stand on the left; other
+    bounds, if any, on the right."""
+    others = [each.bounds for each in series if each.bounds != series[0].bounds]
+    right = _WIDTH - _RIGHT - (26.0 if others else 0.0)
+    floor, count = height - _BOTTOM, max((len(each.values) for each in series), default=0)
+    named = [str(name) for name in (range(count) if places is None else places)]
+    step = (right - _LEFT) / max(count - 1, 1)
+    marks = [_text(axis, (_LEFT + right) / 2, height - 6, class_="axis", text_anchor="middle")]
+    for share in (0.0, 0.5, 1.0):
+        y = floor - share * (floor - _TOP)
+        marks.append(_element("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="base" if share == 0 else "grid"))
+        if series:
+            marks.append(_text(_between(series[0].bounds, share), _LEFT - 6, y + 4, class_="tick", text_anchor="end"))
+        if others:
+            marks.append(_text(_between(others[0], share), right + 6, y + 4, class_="tick", text_anchor="start"))
+    for place in sorted({0, (count - 1) // 2, count - 1} if count else ()):
+        marks.append(_text(named[place], _LEFT + place * step, floor + 18, class_="tick", text_anchor="middle"))
+    for each in series:
+        low, high = each.bounds
+        shares = [None if value is None else (value - low) / ((high - low) or 1.0) for value in each.values]
+        points = [None if share is None else (_LEFT + n * step, floor - share * (floor - _TOP)) for n, share in enumerate(shares)]
+        marks.extend(_line(each, points, named))
+    return _figure(marks, height, description)
+
+
+def _between(bounds: tuple[float, float], share: float) -> str:
+    value, span = bounds[0] + share * (bounds[1] - bounds[0]), bounds[1] - bounds[0]
+    return f"{0.0 if abs(value) < span / 1000 else value:.3g}"  # a middle that is all but 0 is written as 0
+
+
+def _line(line: Line, points: Sequence[tuple[float, float] | None], named: Sequence[str]) -> Iterable[Markup]:
+    known = [(place, value) for place, value in enumerate(line.values) if value is not None]
+    if not known:
+        return
+    (begin, start), (end, last) = known[0], known[-1]
+    told = f"{start:.3g} at {named[begin]}, {last:.3g} at {named[end]}" if end > begin else f"{start:.3g}"
+    drawn = zip((None, *points), points, strict=False)
+    path = "".join(f"{'M' if before is None else 'L'}{point[0]:.1f} {point[1]:.1f}" for before, point in drawn if point is not None)
+    yield _element("path", _element("title", f"{line.name}: {told}"), d=path, class_=f"line {line.css}")
+    if end == begin:
+        x, y = next(point for point in points if point is not None)
+        yield _element("circle", cx=x, cy=y, r=3.0, class_=f"dot {line.css}")
+
+
 def _binned(counts: Mapping[float, int], scale: tuple[float, float], bins: int = 10) -> dict[float, int]:
     """Counts by the middle of the bin that the score falls into; the last bin holds the highest score."""
     low, high = scale

@@ -29,7 +29,10 @@ _SCHEMA = pa.schema([("episode", pa.int64()), ("annotation", pa.int64()), ("step
 class RewardColumn:
     """Rewards of a dataset.
 
-    `metadata` holds: "expression", "labels" (name -> fingerprint of each label set used), "dataset" (fingerprint).
+    `metadata` holds: "expression", "dataset" (fingerprint), and of a composed column "labels" and "columns" (name -> fingerprint of each
+    label set and each column used; "columns" only if there are any). A column that a reward model gave holds "model" (fingerprint) and
+    "model_name", "reads" (whether the model reads instructions), "scale" [low, high] (null if standardised), "transform" and "pessimism"
+    instead.
     """
 
     values: Values
@@ -37,9 +40,21 @@ class RewardColumn:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all values and of what they mean."""
-        parts = [f"{episode}/{annotation}/{array_digest(array)}" for (episode, annotation), array in sorted(self.values.items())]
+        """Digest of all values and of what they mean: the same before and after writing, which knows one NaN and no empty trajectory."""
+        known = {key: np.where(np.isnan(array), np.float32(np.nan), array) for key, array in sorted(self.values.items()) if array.size}
+        parts = [f"{episode}/{annotation}/{array_digest(array)}" for (episode, annotation), array in known.items()]
         return digest("guerdon rewards 1", canonical_json(dict(self.metadata)), *parts)
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a reward model gave the rewards; other columns are composed by an expression."""
+        return "model" in self.metadata
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """Lowest and highest reward that the model can give (a pessimistic one may fall below); None if there are no such bounds."""
+        bounds = self.metadata.get("scale")
+        return None if bounds is None else (float(bounds[0]), float(bounds[1]))
 
     @property
     def coverage(self) -> float:

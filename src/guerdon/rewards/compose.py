@@ -1,4 +1,4 @@
-"""Composing a reward column from label sets: `0.1 * rg_vlm + sparse`.
+"""Composing a reward column from label sets and from the rewards of reward models: `0.1 * rg_vlm + sparse`, `0.1 * erl_vlm + sparse`.
 
 An expression uses + - * / and brackets over numbers and these names and functions, each giving one number per transition:
 
@@ -14,8 +14,12 @@ An expression uses + - * / and brackets over numbers and these names and functio
     potential(x)    gamma * phi(t+1) - phi(t) with phi(t) = (x(0) + ... + x(t-1)) / T: potential-based shaping, policy invariant
                     (Ng, Harada and Russell 1999)
     shuffled(x)     the known values of x in random order within each episode: same distribution, no content (a control)
-    constant(NAME)  the label set's highest value wherever it has a value: what a rater who praises everything would give (a control);
-                    of NAME.spread it is 0, because such a rater never wavers
+    constant(NAME)  the highest value that NAME can have wherever it has a value: what a rater who praises everything would give (a
+                    control); of NAME.spread it is 0, because such a rater never wavers
+
+NAME may also be a reward column that a reward model gave (`guerdon relabel`): it is scaled to [0, 1] by the model's own scale (`erl_vlm` is
+(reward + 1) / 2), and NAME.raw is the reward as it is. It has no spread; with `--pessimism` that command holds the disagreement of the
+model's members against a reward. Composed columns have no scale and cannot be named: their expression is written in their place.
 
 Unknown stays unknown: a transition without a label has no reward, whatever else the expression adds. Rows are never dropped.
 """
@@ -25,6 +29,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +53,7 @@ _FUNCTIONS = ("potential", "shuffled", "constant")
 _BUILT_IN = ("sparse", "original", "oracle")
 _ATTRIBUTES = ("raw", "spread")
 RESERVED = frozenset({*_BUILT_IN, *_FUNCTIONS})
-"""Names that mean something in expressions, so that no label set can have them."""
+"""Names that mean something in expressions, so that no label set and no reward of a model can have them."""
 
 
 def potential_shaping(potential: npt.ArrayLike, gamma: float) -> Array:
@@ -65,13 +70,14 @@ def potential_shaping(potential: npt.ArrayLike, gamma: float) -> Array:
 
 
 def names_in(expression: str) -> set[str]:
-    """Names of the label sets that an expression uses. Raises RewardError if it cannot be read."""
+    """Names of the label sets and reward columns that an expression uses. Raises RewardError if it cannot be read."""
     used = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
     return used - RESERVED
 
 
 def controls(expression: str) -> dict[str, str]:
-    """The expression with every label set replaced by one without content: "constant" and "shuffled". Empty if it uses no labels.
+    """The expression with every label set and reward column replaced by one without content: "constant" and "shuffled". Empty if it uses
+    none.
 
     >>> controls("0.1 * rg_vlm + sparse")
     {'constant': '0.1 * constant(rg_vlm) + sparse', 'shuffled': '0.1 * shuffled(rg_vlm) + sparse'}
@@ -96,41 +102,47 @@ class _Wrapped(ast.NodeTransformer):
         return ast.Call(ast.Name(self._function, ast.Load()), [node], [])
 
 
-def compose(label_sets: Mapping[str, LabelSet], dataset: Dataset, expression: str, *, gamma: float = 0.97, seed: int = 0) -> RewardColumn:
+def compose(
+    label_sets: Mapping[str, LabelSet], dataset: Dataset, expression: str, *, columns: Mapping[str, RewardColumn] | None = None,
+    gamma: float = 0.97, seed: int = 0,
+) -> RewardColumn:  # fmt: skip
     """The reward column that `expression` describes (see the module's docstring).
 
     Args:
         label_sets: by name as used in the expression (underscores).
+        columns: reward columns that a model gave, by name.
         gamma: discount factor, used by `potential` only.
         seed: for `shuffled` only.
 
     Raises:
-        RewardError: for an expression that cannot be read, an unknown name, an infinite reward, or labels of another dataset.
+        RewardError: for an expression that cannot be read, an unknown name, a name that is both, a column without a scale, an infinite
+            reward, or labels or rewards of another dataset.
     """
     tree = _parse(expression)
-    unknown = names_in(expression) - set(label_sets)
+    columns = columns or {}
+    where = f"expression '{expression}'"
+    names = names_in(expression)
+    for name in sorted(names & set(label_sets) & set(columns)):
+        cure = "Make one of the two again under another name."
+        raise RewardError(f"'{name}' is the name of a label set and of a reward column", where=where, cure=cure)
+    unknown = names - set(label_sets) - set(columns)
     if unknown:
-        known = ", ".join(sorted([*label_sets, *_BUILT_IN, *(f"{name}(...)" for name in _FUNCTIONS)]))
-        raise RewardError(f"no label set '{min(unknown)}'; there are: {known}", where=f"expression '{expression}'")
+        known = ", ".join(sorted([*label_sets, *columns, *_BUILT_IN, *(f"{name}(...)" for name in _FUNCTIONS)]))
+        what = "label set or reward column" if columns else "label set"
+        raise RewardError(f"no {what} '{min(unknown)}'; there are: {known}", where=where)
     infos = list(dataset.episodes())
-    lengths = {info.index: info.length for info in infos}
-    used = {name: label_sets[name] for name in sorted(names_in(expression))}
-    for name, label_set in used.items():
-        if label_set.metadata.get("dataset") != dataset.fingerprint:
-            cure = "Label this dataset, in a run folder of its own."
-            raise RewardError(f"the label set '{name}' was made from another dataset", cure=cure)
-    raw = {
-        (name, column): transition_values(used[name], lengths, column=column, source=f"labels/{name}.parquet")
-        for name, column in sorted(_columns_in(tree))
-    }
+    used = {name: label_sets[name] for name in sorted(names - set(columns))}
+    used_columns = {name: columns[name] for name in sorted(names & set(columns))}
+    _refuse_other_data(used, used_columns, dataset)
+    sources = _sources(tree, used, used_columns, {info.index: info.length for info in infos}, where)
     values: Values = {}
     for info in infos:
         for annotation in range(max(1, len(info.annotations))):
-            terms = _Terms(dataset, info, annotation, used, raw, gamma, seed)
+            terms = _Terms(dataset, info, annotation, sources, gamma, seed)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 values[info.index, annotation] = np.broadcast_to(terms.evaluate(tree), (info.length,)).astype(np.float32)
     if any(np.isinf(array).any() for array in values.values()):
-        raise RewardError("it divides by zero, or its numbers are too large", where=f"expression '{expression}'")
+        raise RewardError("it divides by zero, or its numbers are too large", where=where)
     metadata = {
         "expression": expression,
         "labels": {name: label_set.fingerprint for name, label_set in used.items()},
@@ -138,18 +150,85 @@ def compose(label_sets: Mapping[str, LabelSet], dataset: Dataset, expression: st
         "gamma": gamma,
         "seed": seed,
     }
-    return RewardColumn(values, metadata)
+    made_from = {"columns": {name: column.fingerprint for name, column in used_columns.items()}} if used_columns else {}
+    return RewardColumn(values, metadata | made_from)
+
+
+def _refuse_other_data(label_sets: Mapping[str, LabelSet], columns: Mapping[str, RewardColumn], dataset: Dataset) -> None:
+    for name, label_set in label_sets.items():
+        if label_set.metadata.get("dataset") != dataset.fingerprint:
+            cure = "Label this dataset, in a run folder of its own."
+            raise RewardError(f"the label set '{name}' was made from another dataset", cure=cure)
+    for name, column in columns.items():
+        if column.metadata.get("dataset") != dataset.fingerprint:
+            raise RewardError(f"the reward column '{name}' was made from another dataset", cure="Make it for this one: guerdon relabel")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A label set or a reward column, as numbers for each transition."""
+
+    scale: tuple[float, float]
+    """Lowest and highest value; NaN where there are no bounds, and then only NAME.raw is used."""
+    numbers: Mapping[Column, Values]
+
+
+def _sources(
+    tree: ast.expr, label_sets: Mapping[str, LabelSet], columns: Mapping[str, RewardColumn], lengths: Mapping[int, int], where: str
+) -> dict[str, _Source]:
+    """What the names of an expression stand for. Raises RewardError for a column that is used as it cannot be."""
+    scaled, raw, spread = _uses(tree)
+    uses: dict[Column, set[str]] = {"value": scaled | raw, "spread": spread}
+    sources: dict[str, _Source] = {}
+    for name, label_set in label_sets.items():
+        numbers = {
+            kind: transition_values(label_set, lengths, column=kind, source=f"labels/{name}.parquet")
+            for kind, names in uses.items()
+            if name in names
+        }
+        sources[name] = _Source(label_set.scale, numbers)
+    for name, column in columns.items():
+        if not column.by_model:
+            made = column.metadata.get("expression", "")
+            what = f"'{name}' is a composed reward column, which has no scale and cannot be named in an expression"
+            raise RewardError(what, where=where, cure=f"Write its own expression in its place: {made}")
+        if name in spread:
+            raise RewardError(f"'{name}' is a reward column, which has no spread", where=where, cure="See --pessimism of guerdon relabel.")
+        if column.scale is None and name in scaled:
+            what = f"'{name}' is standardised, so it has no scale by which it could be brought to [0, 1]"
+            raise RewardError(what, where=where, cure=f"Write {name}.raw, or make it with another --transform of guerdon relabel.")
+        sources[name] = _Source(column.scale or (np.nan, np.nan), {"value": column.values})
+    return sources
+
+
+def _uses(tree: ast.expr) -> tuple[set[str], set[str], set[str]]:
+    """Names of an expression that are used by their scale, those used as NAME.raw, and those used as NAME.spread."""
+    nodes = list(ast.walk(tree))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    inner = {id(node.value) for node in attributes}
+    plain = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in inner} - RESERVED
+    by_bounds = {
+        node.args[0].value.id
+        for node in nodes
+        if isinstance(node, ast.Call) and _name(node.func) == "constant" and isinstance(node.args[0], ast.Attribute)
+        and isinstance(node.args[0].value, ast.Name) and node.args[0].attr == "raw"
+    }  # fmt: skip
+    raw, spread = ({node.value.id for node in attributes if node.attr == kind and isinstance(node.value, ast.Name)} for kind in _ATTRIBUTES)
+    return plain | by_bounds, raw, spread
+
+
+def _name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 class _Terms:
     """Evaluates an expression for one episode under one annotation."""
 
     def __init__(
-        self, dataset: Dataset, info: EpisodeInfo, annotation: int, label_sets: Mapping[str, LabelSet],
-        raw: Mapping[tuple[str, Column], Values], gamma: float, seed: int,
-    ) -> None:  # fmt: skip
+        self, dataset: Dataset, info: EpisodeInfo, annotation: int, sources: Mapping[str, _Source], gamma: float, seed: int
+    ) -> None:
         self.dataset, self.info, self.annotation = dataset, info, annotation
-        self.label_sets, self.raw, self.gamma, self.seed = label_sets, raw, gamma, seed
+        self.sources, self.gamma, self.seed = sources, gamma, seed
 
     def evaluate(self, node: ast.expr) -> Array:
         match node:
@@ -162,7 +241,7 @@ class _Terms:
             case ast.Attribute(value=ast.Name(id=name), attr="raw"):
                 return self._raw(name)
             case ast.Attribute(value=ast.Name(id=name), attr="spread"):
-                low, high = self.label_sets[name].scale
+                low, high = self.sources[name].scale
                 return self._raw(name, "spread") / (high - low)
             case ast.Name(id=name):
                 return self._named(name)
@@ -186,12 +265,12 @@ class _Terms:
             return np.asarray(self.dataset.rewards(self.info.index), np.float64)
         if name == "oracle":
             return self._oracle()
-        low, high = self.label_sets[name].scale
+        low, high = self.sources[name].scale
         return (self._raw(name) - low) / (high - low)
 
     def _raw(self, name: str, column: Column = "value") -> Array:
         unlabelled = np.full(self.info.length, np.nan, np.float32)
-        return self.raw[name, column].get((self.info.index, self.annotation), unlabelled).astype(np.float64)
+        return self.sources[name].numbers[column].get((self.info.index, self.annotation), unlabelled).astype(np.float64)
 
     def _oracle(self) -> Array:
         contribution = self.dataset.privileged(self.info.index).get("contribution")
@@ -202,10 +281,10 @@ class _Terms:
     def _constant(self, argument: ast.expr) -> Array:
         column: Column = "value"
         match argument:
-            case ast.Name(id=name) if name in self.label_sets:
+            case ast.Name(id=name) if name in self.sources:
                 highest = 1.0
             case ast.Attribute(value=ast.Name(id=name), attr="raw"):
-                highest = self.label_sets[name].scale[1]
+                highest = self.sources[name].scale[1]
             case ast.Attribute(value=ast.Name(id=name), attr="spread"):
                 highest, column = 0.0, "spread"
             case _:
@@ -218,18 +297,6 @@ class _Terms:
         result = values.copy()
         result[known] = order.permutation(values[known])
         return result
-
-
-def _columns_in(tree: ast.expr) -> set[tuple[str, Column]]:
-    """Label sets of an expression and which of their numbers it uses."""
-    columns: set[tuple[str, Column]] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Attribute(value=ast.Name(id=name), attr="spread"):
-                columns.add((name, "spread"))
-            case ast.Name(id=name) if name not in RESERVED:
-                columns.add((name, "value"))
-    return columns
 
 
 def _parse(expression: str) -> ast.expr:
