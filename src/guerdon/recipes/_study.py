@@ -1,0 +1,236 @@
+"""What reproductions of published findings share: results kept line by line, paired intervals, tables and figures, pages filled from them.
+
+A study trains many small models. Each finished one is a line of a JSON-lines file, so that a study that was killed goes on where it was,
+and the tables and figures of its page are made from those lines and from nothing else. Numbers on a page stand between marks
+
+    <!-- fill KEY -->0.81<!-- /fill -->
+
+and are written there by `fill_page`; nobody types them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from guerdon.errors import RunError
+from guerdon.evaluation.statistics import RESAMPLES, Estimate
+from guerdon.runs import writing
+from guerdon.seeding import generator
+
+Place = tuple[str, int]
+"""Where a number was found: problem and seed."""
+Found = Mapping[Place, float]
+"""A measure of one cell of a study, wherever it was taken."""
+
+
+# --- results ------------------------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The finished lines of a JSON-lines file; none if there is no such file. A last line that was cut off does not count.
+
+    Raises:
+        RunError: for a line that is no JSON object.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise RunError("is no JSON object", where=f"{path}, line {number}", cure="Delete this line; what it held is computed again.")
+        records.append(record)
+    return records
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record as one line; what a kill left of an unfinished one is overwritten."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
+    with path.open("r+b" if path.exists() else "x+b") as stream:
+        content = stream.read()
+        stream.seek(content.rfind(b"\n") + 1)
+        stream.truncate()
+        stream.write(line)
+
+
+# --- intervals ----------------------------------------------------------------------------------------------------------------------
+
+
+def estimate(found: Found) -> Estimate:
+    """Mean over problems of the mean over seeds, with its 95 % interval; NaN where nothing was found.
+
+    A bootstrap resample draws the seeds of each problem with replacement; the problems stay. So the interval answers "what if other seeds
+    had been drawn", not "what if this were another task", and with five seeds it is somewhat too narrow.
+    """
+    problems = _by_problem(found)
+    if not problems:
+        return Estimate(math.nan)
+    value = float(np.mean([values.mean() for values in problems.values()]))
+    if all(len(values) == 1 for values in problems.values()):
+        return Estimate(value)
+    drawn = [values[_draws(name, len(values))].mean(axis=1) for name, values in problems.items()]
+    return Estimate.of(value, np.mean(drawn, axis=0))
+
+
+def difference(found: Found, other: Found) -> Estimate:
+    """Paired difference of two cells over the problems and seeds that both have: same data, same split, same initial networks."""
+    return estimate({place: found[place] - other[place] for place in found if place in other})
+
+
+def _by_problem(found: Found) -> dict[str, npt.NDArray[np.float64]]:
+    problems: dict[str, list[float]] = {}
+    for (problem, _), value in sorted(found.items()):
+        if math.isfinite(value):
+            problems.setdefault(problem, []).append(value)
+    return {problem: np.array(values) for problem, values in problems.items()}
+
+
+def _draws(problem: str, count: int) -> npt.NDArray[np.int64]:
+    return generator(0, "bootstrap", problem).integers(count, size=(RESAMPLES, count))
+
+
+def shown(found: Estimate, *, signed: bool = False) -> str:
+    """An estimate for a table: "0.812 [0.79, 0.83]"; of a difference "+0.031 [0.02, 0.04]", bold if its interval leaves out zero."""
+    if not math.isfinite(found.value):
+        return "–"
+    sign = "+" if signed else ""
+    interval = "" if found.low is None or found.high is None else f" [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
+    text = f"{found.value:{sign}.3f}{interval}".replace("-", "−")
+    certain = signed and found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    return f"**{text}**" if certain else text
+
+
+# --- tables and pages ---------------------------------------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+_MARK = re.compile(r"(<!-- fill (?P<key>.+?) -->)(?P<body>.*?)(?P<end><!-- /fill -->)", re.DOTALL)
+
+
+def filled(text: str, give: Callable[[str], str]) -> str:
+    """`text` with what `give` says of each key between its marks; tables stand on lines of their own.
+
+    Raises:
+        RunError: naming a key that `give` does not know (KeyError).
+    """
+
+    def replaced(mark: re.Match[str]) -> str:
+        try:
+            content = give(mark["key"])
+        except KeyError as error:
+            raise RunError(f"there is nothing to fill '{mark['key']}' with ({error})", cure="Correct the mark on the page.") from None
+        block = "\n" in content or content.startswith("|")
+        return f"{mark[1]}\n\n{content}\n\n{mark['end']}" if block else f"{mark[1]}{content}{mark['end']}"
+
+    return _MARK.sub(replaced, text)
+
+
+def fill_page(path: Path, give: Callable[[str], str]) -> None:
+    """Fills the marks of a page; written whole or not at all. Raises RunError as `filled`, and if the page is not there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        cure = "Give one that holds marks: <!-- fill KEY --><!-- /fill -->"
+        raise RunError("there is no such page", where=str(path), cure=cure) from None
+    content = filled(text, give)
+    with writing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+# --- figures ------------------------------------------------------------------------------------------------------------------------
+
+_COLOURS = ("#3b6fb5", "#d1662b", "#3f8f57", "#8a5fb0", "#a08a2c", "#5c7d8a")
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 300.0, 52.0, 14.0, 34.0, 46.0
+_STYLE = (
+    "text{font:12px sans-serif;fill:#555}.title{font-weight:bold;fill:#333}.grid{stroke:#ccc;stroke-width:.7}"
+    "@media(prefers-color-scheme:dark){text{fill:#bbb}.title{fill:#ddd}.grid{stroke:#555}}"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a figure."""
+
+    name: str
+    values: Sequence[Estimate]
+    """One for each place on the axis; NaN where there is none."""
+
+
+def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
+    """A figure as an SVG file's text: one line for each series over evenly spaced places, with 95 % intervals and exact numbers as
+    tooltips. The vertical axis covers the data, not zero."""
+    numbers = [n for line in drawn for e in line.values for n in (e.value, e.low, e.high) if n is not None and math.isfinite(n)]
+    ticks = _ticks(numbers)
+    low, high = ticks[0], ticks[-1]
+    legend = 18.0 * len(drawn) + 4
+    floor = _HEIGHT - _BOTTOM
+    scale = (floor - _TOP) / (high - low)
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(places), 1)
+    marks = [_text(title, _LEFT, 18, "title")]
+    for tick in ticks:
+        y = floor - (tick - low) * scale
+        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(_text(f"{tick:.2f}".replace("-", "−"), _LEFT - 6, y + 4, anchor="end"))
+    marks += [_text(place, _LEFT + step * (n + 0.5), floor + 17, anchor="middle") for n, place in enumerate(places)]
+    marks.append(_text(axis, (_LEFT + _WIDTH - _RIGHT) / 2, floor + 36, anchor="middle"))
+    marks.append(_text(measure, _WIDTH - _RIGHT, 18, anchor="end"))
+    for number, line in enumerate(drawn):
+        colour = _COLOURS[number % len(_COLOURS)]
+        shift = (number - (len(drawn) - 1) / 2) * min(7.0, step / (len(drawn) + 1))
+        points = [(_LEFT + step * (n + 0.5) + shift, each, places[n]) for n, each in enumerate(line.values) if math.isfinite(each.value)]
+        marks += _drawn(line.name, points, colour, lambda value: floor - (value - low) * scale)
+        y = _HEIGHT + 8 + 18 * number
+        marks.append(f'<line x1="{_LEFT}" x2="{_LEFT + 22}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>')
+        marks.append(_text(line.name, _LEFT + 30, y + 4))
+    body = "\n".join(marks)
+    size = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT + legend:g}" width="{_WIDTH:g}" height="{_HEIGHT + legend:g}"'
+    head = f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
+
+
+def _ticks(numbers: Sequence[float]) -> list[float]:
+    """Round places on an axis that covers the numbers, at most seven."""
+    lowest, highest = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
+    for step in (0.05, 0.1, 0.2, 0.5, 1.0):
+        first, last = math.floor(lowest / step), math.ceil(highest / step)
+        if last - first <= 6:
+            break
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def _drawn(name: str, points: Sequence[tuple[float, Estimate, str]], colour: str, height_of: Callable[[float], float]) -> list[str]:
+    path = " ".join(f"{x:.1f},{height_of(each.value):.1f}" for x, each, _ in points)
+    marks = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>']
+    for x, each, place in points:
+        if each.low is not None and each.high is not None:
+            ends = f'y1="{height_of(each.low):.1f}" y2="{height_of(each.high):.1f}"'
+            marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour}" stroke-width="1.2"/>')
+        tip = f"<title>{escape(f'{name}, {place}: {shown(each)}')}</title>"
+        marks.append(f'<circle cx="{x:.1f}" cy="{height_of(each.value):.1f}" r="3.2" fill="{colour}">{tip}</circle>')
+    return marks
+
+
+def _text(words: str, x: float, y: float, css: str = "", *, anchor: str = "start") -> str:
+    kind = f' class="{css}"' if css else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
