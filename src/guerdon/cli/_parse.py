@@ -49,6 +49,12 @@ def _field(section: str) -> str:
     return section.replace("-", "_")
 
 
+def recipes_called(prefix: str) -> list[str]:
+    """What the files of `recipes/` whose names begin with `prefix` are about, as words of the command line. Imports none of them."""
+    recipes = Path(__file__).parent.parent / "recipes"
+    return sorted(path.stem.removeprefix(prefix).replace("_", "-") for path in recipes.glob(f"{prefix}*.py"))
+
+
 Actions = Mapping[str, tuple[type, Callable[[Any], int | None], str]]
 """Sub-command of a command -> its Config, what carries it out and returns the exit status (None: 0), and one line of help."""
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from guerdon import discover
-from guerdon.cli._parse import parse
+from guerdon.cli._parse import parse, recipes_called
 from guerdon.errors import UnknownName
 from guerdon.recipes.progress import progress_bar
 
@@ -16,8 +15,7 @@ _PREFIX = "collect_"
 
 def worlds() -> list[str]:
     """Worlds that demonstrations can be recorded in."""
-    recipes = Path(__file__).parent.parent / "recipes"
-    return sorted(path.stem.removeprefix(_PREFIX) for path in recipes.glob(f"{_PREFIX}*.py"))
+    return recipes_called(_PREFIX)
 
 
 def main(arguments: Sequence[str]) -> int:

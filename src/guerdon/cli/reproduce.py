@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 
-from guerdon.cli._parse import parse
+from guerdon.cli._parse import parse, recipes_called
 from guerdon.errors import UnknownName
 
 _PREFIX = "reproduce_"
@@ -14,8 +13,7 @@ _PREFIX = "reproduce_"
 
 def studies() -> list[str]:
     """Studies that there are."""
-    recipes = Path(__file__).parent.parent / "recipes"
-    return sorted(path.stem.removeprefix(_PREFIX).replace("_", "-") for path in recipes.glob(f"{_PREFIX}*.py"))
+    return recipes_called(_PREFIX)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Does a rater say the same again, and is it right? What to know before choosing how many classes to ask for.
 
 Raters waver even at temperature 0. ERL-VLM therefore recommends a check for every new prompt: ask several times about the pictures of an
-expert's trajectory, and see how often the answers agree with success and failure (section V of the paper: 90 % with two classes in one
+expert's trajectory, and see how often the answers agree with success and failure (there: 90 % with two classes in one
 task, about 65 % in two others). More classes say more in one answer and are wrong more often; this measures both sides.
 
 Classes are numbered 0 (the worst) to levels - 1. Those below the middle say that the task is not done, those above it that it is; a class

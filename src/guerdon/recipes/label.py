@@ -27,7 +27,7 @@ from guerdon.asking.store import Store
 from guerdon.errors import BadPilot, CeilingReached, DatasetError, UsageError
 from guerdon.evaluation.truth import qualities
 from guerdon.interfaces import Dataset, Method, Provider
-from guerdon.labels import LabelSet, vote
+from guerdon.labels import LabelSet, in_order, vote
 from guerdon.recipes import raters, reckoning
 from guerdon.recipes.data import DataOptions, open_data, run_of
 from guerdon.recipes.labels import merge as with_corrections
@@ -185,7 +185,7 @@ def label(config: Config) -> Labelled:
         finally:
             asker.close()
         costs = store.costs(run.id)
-    labels = sorted(answered, key=_place)
+    labels = sorted(answered, key=in_order)
     label_set = with_corrections(run, config.label_set, LabelSet(labels, _meaning(method, providers, dataset)))
     label_set.write(path)
     results = {
@@ -226,12 +226,6 @@ def with_kind(config: Settings, method: Method) -> Settings:
     """The settings of a command whose samples are of the kind that the method wants to be shown. Raises UsageError for settings of the
     sampling that mean nothing there."""
     return replace(config, sampling=replace(config.sampling, kind=method.samples))
-
-
-def _place(label: Label) -> tuple[int, ...]:
-    """Where a label belongs among the others."""
-    second = () if label.episode_b is None else (label.episode_b, label.start_b or 0, label.stop_b or 0)
-    return label.episode, label.annotation, label.start, label.stop, *second
 
 
 def selection_of(config: Config, dataset: Dataset) -> samples.Selection:

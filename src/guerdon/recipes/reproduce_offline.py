@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from guerdon.recipes.label import label
 from guerdon.recipes.progress import progress_bar
 from guerdon.recipes.relabel import relabel
 from guerdon.recipes.reward import reward
+from guerdon.recipes.settings import as_record
 from guerdon.recipes.train import Config as TrainConfig
 from guerdon.recipes.train import jobs_of, train_jobs
 from guerdon.runs import Run, command_line, package_version, read_json, write_json
@@ -130,7 +131,7 @@ def reproduce(config: Config) -> list[Path]:
     before = read_json(path) if path.is_file() else {}
     seconds = before.get("seconds", 0.0) + time.monotonic() - began
     record = {
-        "version": package_version(), "command": command_line(), "seconds": seconds, "config": _plain(config),
+        "version": package_version(), "command": command_line(), "seconds": seconds, "config": as_record(config),
         "parts": {**before.get("parts", {}), **found},
     }  # fmt: skip
     write_json(path, record)
@@ -141,10 +142,6 @@ def reproduce(config: Config) -> list[Path]:
         _study.fill_page(config.page, lambda key: value_of(key, record))
         written.append(config.page)
     return written
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
 # --- ratings ------------------------------------------------------------------------------------------------------------------------
@@ -191,7 +188,7 @@ def _rated(config: Config, run: Path, data: Path, levels: int, arms: Mapping[str
     rows = _policies(config, run, arms, [f"model_{seed}" for seed in range(config.seeds)], updates=updates)
     opened = Run.open(run)
     dataset = dataset_of(opened)
-    agreement = {seed: reward_agreement(rewards_of(opened, f"model_{seed}").values, dataset) for seed in range(config.seeds)}
+    agreement = [reward_agreement(rewards_of(opened, f"model_{seed}").values, dataset) for seed in range(config.seeds)]
     return {
         "rater": labelled.labels.metadata["rater"],
         "episodes": len(dataset),
@@ -200,7 +197,7 @@ def _rated(config: Config, run: Path, data: Path, levels: int, arms: Mapping[str
         "rated": sum(each.value is not None for each in labelled.labels.labels),
         "classes": _class_counts(labelled.labels, levels),
         "held_out": [each["held_out"] for each in models],
-        "agreement": list(agreement.values()),
+        "agreement": agreement,
         "rows": rows,
     }
 
