@@ -34,7 +34,6 @@ _NOT_THINGS = {"check"}
 
 _EXTRA_OF = {
     "torch": "train",
-    "safetensors": "train",
     "tensorboard": "train",
     "minigrid": "babyai",
     "metaworld": "metaworld",

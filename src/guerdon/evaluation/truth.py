@@ -27,6 +27,7 @@ from guerdon.providers._errors import (
 from guerdon.records import Span
 
 __all__ = [
+    "chain_quality",
     "class_probabilities",
     "confuse",
     "digitise",
@@ -97,13 +98,22 @@ def _done(dataset: Dataset, episode: int, known: Mapping[str, Any]) -> _Done | N
     count = _count(dataset, episode, finished, progress)
     if count is None:
         return shares
-    steps = finished.copy()
-    if "distance" in known:
-        distance = np.asarray(known["distance"], np.float64)
-        for number in range(count):
-            present = np.flatnonzero(finished == number)
-            steps[present] += _share(distance[present])
+    steps = _with_shares(finished, np.asarray(known["distance"], np.float64), count) if "distance" in known else finished
     return _Done(steps, finished, float(count), whole=True)
+
+
+def chain_quality(subtask: npt.ArrayLike, distance: npt.ArrayLike, count: int) -> Array:
+    """`qualities` of a chain of `count` sub-tasks, from how many are done and how far the present one is from done, both (T+1,)."""
+    return np.clip(_with_shares(np.asarray(subtask, np.float64), np.asarray(distance, np.float64), count) / count, 0.0, 1.0)
+
+
+def _with_shares(finished: Array, distance: Array, count: int) -> Array:
+    """Sub-tasks done (T+1,), with the share of the present one."""
+    steps = finished.copy()
+    for number in range(count):
+        present = np.flatnonzero(finished == number)
+        steps[present] += _share(distance[present])
+    return steps
 
 
 def _count(dataset: Dataset, episode: int, finished: Array, progress: Array | None) -> int | None:
