@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,30 @@ import pytest
 from guerdon import discover
 from guerdon.answers import Scores, Text
 from guerdon.asking.store import Store
+from guerdon.frames import frame_picture
 from guerdon.interfaces import Provider
 from guerdon.providers._settings import ChatConfig
+from guerdon.providers.embedded import Embedded
 from guerdon.providers.replay import Replay
 from guerdon.providers.scripted import Scripted
-from guerdon.records import Evidence, Failure, Message, Picture, Rater, Reply, Request, Subject, canonical_json
+from guerdon.records import Evidence, Failure, Message, Rater, Reply, Request, Subject, canonical_json
 from tests.vendors import CHAT_VENDORS, PLANTED_KEY, SLOW, VENDORS, Server, Vendor, serve
 
 COUNT = 4
+WINDOW = Path(__file__).parents[1] / "data" / "babyai_window.npz"
+"""What happened in a BabyAI world in so many actions; `tests/test_embedded.py` compares it with the world."""
+SHIPPED = Path(str(files("guerdon.providers"))) / "weights" / "babyai.safetensors"
 
 
 def request(answer: Text | Scores) -> Request:
-    frames = tuple(Picture(f"s256:{number}", np.full((8, 8, 3), number, dtype=np.uint8)) for number in range(COUNT + 1))
+    """A question about what really happened in a world: a rater that looks declines to judge anything else."""
+    with np.load(WINDOW) as window:
+        frames = tuple(frame_picture(frame) for frame in window["frames"])
+        instruction, actions = str(window["instruction"]), tuple(window["actions"].tolist())
     messages = (Message("user", "What changed?", frames[:1]),)
     if isinstance(answer, Scores):
         messages = (*messages, Message("assistant", "0: left - turned left"), Message("user", "Score."))
-    return Request(Evidence("go", ("left",) * COUNT, frames), messages, answer, "step", Subject(0, 0, COUNT), system="Be exact.")
+    return Request(Evidence(instruction, actions, frames), messages, answer, "step", Subject(0, 0, COUNT), system="Be exact.")
 
 
 REQUESTS = {"text": request(Text()), "scores": request(Scores(COUNT))}
@@ -54,6 +63,14 @@ def _replay(tmp_path: Path, _server: Server, _monkeypatch: pytest.MonkeyPatch) -
     return Replay.build(str(tmp_path))
 
 
+def _embedded(tmp_path: Path, _server: Server, _monkeypatch: pytest.MonkeyPatch) -> Provider:
+    if SHIPPED.is_file():
+        return Embedded.build()
+    from tests.embedded_weights import random_weights
+
+    return Embedded.build(str(random_weights(tmp_path)))
+
+
 def _asked(vendor: Vendor) -> Callable[[Path, Server, pytest.MonkeyPatch], Provider]:
     def make(_tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Provider:
         server.reply_with(vendor.answer(SCORES))
@@ -66,7 +83,7 @@ def _name(vendor: Vendor) -> str:
     return f"chat {vendor.name}" if vendor.name in CHAT_VENDORS else vendor.name
 
 
-MAKERS = {"scripted": _scripted, "replay": _replay, **{_name(vendor): _asked(vendor) for vendor in VENDORS.values()}}
+MAKERS = {"scripted": _scripted, "replay": _replay, "embedded": _embedded, **{_name(vendor): _asked(vendor) for vendor in VENDORS.values()}}
 """First word: the provider's file."""
 
 
@@ -153,7 +170,7 @@ def test_stored_replies_read_the_same(ready: Ready, tmp_path: Path) -> None:
 
 def test_a_request_is_one_http_call_or_none(ready: Ready) -> None:
     ask(ready.provider, REQUESTS["text"], REQUESTS["scores"])
-    assert len(ready.server.calls) == (0 if isinstance(ready.provider, Scripted | Replay) else 2)
+    assert len(ready.server.calls) == (0 if isinstance(ready.provider, Scripted | Replay | Embedded) else 2)
 
 
 # --- failures of those who are asked over a network ---
