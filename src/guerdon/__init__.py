@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from guerdon.recipes.commands import report
     from guerdon.recipes.consistency import raters_consistency
     from guerdon.recipes.demo import demo
+    from guerdon.recipes.embedded import train_embedded
     from guerdon.recipes.evaluate import evaluate
     from guerdon.recipes.export import export
     from guerdon.recipes.fit import fit
@@ -57,11 +58,12 @@ _HOME = {
     "report": "guerdon.recipes.commands",
     "reward": "guerdon.recipes.reward",
     "train": "guerdon.recipes.train",
+    "train_embedded": "guerdon.recipes.embedded",
 }
 
 __all__ = [
     "GuerdonError", "check", "collect_babyai", "collect_metaworld", "demo", "evaluate", "export", "fit", "label", "load_policy",
-    "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train",
+    "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train", "train_embedded",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from guerdon.runs import package_version
 
 _ORDER = (
     "demo", "collect", "check", "plan", "raters", "label", "labels", "store", "fit", "relabel", "reward", "export", "train", "evaluate",
-    "report", "reproduce",
+    "report", "reproduce", "train-embedded",
 )  # fmt: skip
 _STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED, _STATUS_TERMINATED = 1, 2, 130, 143
 _NARROWEST = 20
