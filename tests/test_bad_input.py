@@ -254,7 +254,10 @@ def chat_reply(body: dict[str, Any]) -> bytes:
 def test_a_dataset_of_others_under_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guerdon: Callable[..., Outcome]) -> None:
     path, run = stock(tmp_path / "of others", monkeypatch), tmp_path / "my run"
     read_as = ["--view-keys", "front", "--instruction-key", "goal_text"]
-    refused(guerdon("label", path, "--run", run, *read_as), "scripted", "ground truth", "another --vlm", status=2)
+    reads = "reads recordings of BabyAI worlds only, and this dataset does not say that it is one"
+    refused(guerdon("label", path, "--run", run, *read_as), reads, "Name another rater: --vlm google:MODEL", status=2)
+    refused(guerdon("plan", path, *read_as), reads, "Name another rater: --vlm google:MODEL", status=2)
+    refused(guerdon("label", path, "--run", run, *read_as, "--vlm", "scripted"), "scripted", "ground truth", "another --vlm", status=2)
     assert not run.exists()
     with serve() as server:
         monkeypatch.setattr(server, "next_answer", lambda call: Answer(chat_reply(call.body)))
@@ -465,7 +468,8 @@ def test_frames_leave_the_machine_only_with_consent(data: Path, tmp_path: Path, 
 )
 def test_settings_in_a_file_are_read_strictly(text: str, message: str, data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
     (tmp_path / "settings.yaml").write_text(text)
-    refused(guerdon("label", data, "--run", tmp_path / "run", "--config", tmp_path / "settings.yaml"), message, status=2)
+    given = ["--vlm", "scripted"] if text.startswith("scripted") else []
+    refused(guerdon("label", data, "--run", tmp_path / "run", *given, "--config", tmp_path / "settings.yaml"), message, status=2)
     assert not (tmp_path / "run").exists()
 
 
@@ -979,7 +983,8 @@ def test_a_password_with_an_at_sign_is_not_shown(guerdon: Callable[..., Outcome]
 
 
 def test_what_can_be_done_about_missing_labels_fits_their_states(data: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
-    unreadable = guerdon("label", data, "--run", tmp_path / "run", "--scripted.malformed", "1", "--scripted.refusal", "0", "--quiet")
+    scripted = ["--vlm", "scripted", "--scripted.malformed", "1", "--scripted.refusal", "0"]
+    unreadable = guerdon("label", data, "--run", tmp_path / "run", *scripted, "--quiet")
     assert unreadable.status == 1
     assert "Answers that cannot be read stay so" in unreadable.out
     assert "--retry-failed" not in unreadable.out

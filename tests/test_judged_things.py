@@ -57,7 +57,7 @@ def test_what_is_judged_has_a_name(kind: Any, unit: Any, words: str) -> None:
 
 def test_label_and_plan_speak_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = str(rated_runs.robot_data(tmp_path / "data"))
-    flags = [data, "--method", "rating", "--sample", "6"]
+    flags = [data, "--method", "rating", "--sample", "6", "--vlm", "scripted"]
     cli.main(["label", *flags, "--run", str(tmp_path / "run"), "--store", str(tmp_path / "store.sqlite"), "--quiet"])
     assert cli.main(["plan", *flags]) == 0
     told = capsys.readouterr().out
@@ -172,6 +172,7 @@ def test_the_table_of_consistency_fits_into_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     data = str(rated_runs.robot_data(tmp_path / "data"))
     flags = ["--run", str(tmp_path / "run"), "--store", str(tmp_path / "s.sqlite"), "--every", "4", "--repeats", "2", "--quiet"]
+    flags += ["--vlm", "scripted"]
     assert cli.main(["raters", "consistency", data, *flags]) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("written:")]
     assert all(len(line) <= 80 for line in told)
@@ -188,6 +189,6 @@ def test_a_middle_that_is_all_but_zero_is_written_as_zero(bounds: tuple[float, f
 def test_results_say_what_was_judged(tmp_path: Path) -> None:
     data = rated_runs.robot_data(tmp_path / "data")
     cli.main(["label", str(data), "--method", "preference", "--sample", "4", "--run", str(tmp_path / "run"),
-              "--store", str(tmp_path / "s.sqlite"), "--quiet"])  # fmt: skip
+              "--store", str(tmp_path / "s.sqlite"), "--vlm", "scripted", "--quiet"])  # fmt: skip
     manifest = json.loads((tmp_path / "run/labels/preference.json").read_text())
     assert manifest["results"]["judged"] == "pairs of pictures"

@@ -33,7 +33,14 @@ def scripted_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def label(data: Path, tmp_path: Path, **settings: Any) -> Any:
-    return guerdon.label(**({"dataset": data, "run": tmp_path / "run", "store": str(tmp_path / "s.sqlite"), "quiet": True} | settings))
+    given: dict[str, Any] = {
+        "dataset": data,
+        "run": tmp_path / "run",
+        "store": str(tmp_path / "s.sqlite"),
+        "vlm": ("scripted",),
+        "quiet": True,
+    }
+    return guerdon.label(**(given | settings))
 
 
 # --- the ceiling --------------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ def test_the_command_prints_its_table(data: Path, tmp_path: Path, capsys: pytest
         "raters",
         "consistency",
         str(data),
+        "--vlm",
+        "scripted",
         "--run",
         str(tmp_path / "run"),
         "--every",
@@ -109,7 +111,14 @@ def test_without_ground_truth_only_the_last_picture_is_success() -> None:
 
 
 def test_it_takes_what_label_takes(data: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"dataset": data, "run": tmp_path / "run", "quiet": True, "classes": (2,), "repeats": 2}
+    settings: dict[str, Any] = {
+        "dataset": data,
+        "run": tmp_path / "run",
+        "vlm": ("scripted",),
+        "quiet": True,
+        "classes": (2,),
+        "repeats": 2,
+    }
     measured = guerdon.raters_consistency(
         method_settings=Rating.Config(tile=100), sampling=samples.Config(episodes=(1,), every=5), **settings
     )

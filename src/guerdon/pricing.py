@@ -201,7 +201,7 @@ _PRICE_LISTS: Mapping[str, str] = {
     "moonshotai": "moonshotai", "openrouter": "openrouter", "ovhcloud": "ovhcloud", "together": "together", "xai": "x-ai", "zai": "zai",
 }  # fmt: skip
 """Prefix -> name of its list in genai-prices. Named one by one, because that package takes "openai-compatible" for OpenAI itself."""
-FREE: frozenset[str] = frozenset({"scripted", "replay", "hf"})
+FREE: frozenset[str] = frozenset({"embedded", "scripted", "replay", "hf"})
 """Raters that run on this machine: asking them costs no money."""
 
 

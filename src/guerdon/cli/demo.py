@@ -11,6 +11,11 @@ from guerdon.cli import _show
 from guerdon.cli._parse import all_chosen, parse
 from guerdon.recipes import demo, label, raters
 
+_NO_EVIDENCE = {
+    "embedded": "the package's own small model, trained on simulator labels of other such worlds: no evidence about general models",
+    "scripted": "a script that answers from the simulator's ground truth, with mistakes: no evidence about any real model",
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """`guerdon demo`, or `guerdon demo --vlm google:MODEL`."""
@@ -24,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     done = demo.demo.of(replace(parsed["_settings"], rater_settings=rater_settings))
     _show.returns(done.rows)
     print(f"rater: {done.labelled.labels.metadata['rater']}")
-    if "scripted" in providers:
-        print("       (a script that answers from the simulator's ground truth, with mistakes: no evidence about any real model)")
+    for provider in sorted(_NO_EVIDENCE.keys() & providers.keys()):
+        print(f"       ({_NO_EVIDENCE[provider]})")
     print(f"report: {done.report.resolve()}\ntotal:  {time.monotonic() - began:.0f} s")
     return 0

@@ -35,8 +35,8 @@ class Config:
 
     out: Path = Path("runs/demo")
     """Run folder; the dataset lies beside it, in a folder with "-dataset" at the end of its name."""
-    vlm: tuple[str, ...] = ("scripted",)
-    """Who is asked; the default is a script that reads the simulator's ground truth and makes mistakes, not a model."""
+    vlm: tuple[str, ...] = ("embedded",)
+    """Who is asked; the default is the small model that comes with the package and was trained on pictures of such worlds."""
     level: str = "small"
     """Family of worlds: small, one-room, two-rooms or four-rooms."""
     tasks: int = 15

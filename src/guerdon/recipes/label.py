@@ -49,9 +49,9 @@ class Config(DataOptions):
     """Run folder that the labels are written to; begun if it is not there."""
     method: str = "rg-vlm"
     """How the rater is asked."""
-    vlm: tuple[str, ...] = ("scripted",)
-    """Who is asked: "scripted", "google:MODEL", "openai:MODEL", "anthropic:MODEL", "openai-compatible:MODEL@URL", "hf:FOLDER",
-    "replay:FILE".
+    vlm: tuple[str, ...] = ("embedded",)
+    """Who is asked: "google:MODEL", "openai:MODEL", "anthropic:MODEL", "openai-compatible:MODEL@URL", "hf:FOLDER", "replay:FILE",
+    "scripted"; "embedded", which comes with the package, reads pictures of BabyAI worlds and no others.
     A second one is asked in the method's second stage."""
     name: str = ""
     """Name of the label set in reward expressions; the method's own if not given."""
@@ -126,7 +126,7 @@ class Config(DataOptions):
         if self.name in RESERVED or keyword.iskeyword(self.name):
             raise UsageError(f"'{self.name}' means something else in reward expressions", cure="Choose another --name.")
         if not self.vlm:
-            raise UsageError("no rater was named", cure="For example: --vlm scripted")
+            raise UsageError("no rater was named", cure="For example: --vlm google:gemini-2.5-flash")
 
     def _only_with_batch(self) -> dict[str, bool]:
         """Flags that mean nothing without --batch, and whether they are given: who forgets it would pay the full price."""
@@ -281,8 +281,9 @@ def make_rater(spec: str, dataset: Dataset, settings: Mapping[str, Any], unit: U
     MissingExtra."""
     truth = truth_of(dataset, unit)
     return raters.build(
-        spec, config=settings.get(raters.provider_of(spec)), truth=truth.contributions, qualities=truth.qualities, truth_id=truth.id
-    )
+        spec, config=settings.get(raters.provider_of(spec)), truth=truth.contributions, qualities=truth.qualities, truth_id=truth.id,
+        world=dataset.environment,
+    )  # fmt: skip
 
 
 def chosen_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

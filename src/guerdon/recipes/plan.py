@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guerdon import samples
 from guerdon.errors import UsageError
-from guerdon.recipes import label, reckoning
+from guerdon.recipes import label, raters, reckoning
 from guerdon.recipes.data import open_data
 from guerdon.recipes.settings import callable_with_settings
 
@@ -22,7 +22,7 @@ class Config(label.Config):
 
     run: Path = Path()
     """Not needed: nothing is written."""
-    vlm: tuple[str, ...] = ("scripted",)
+    vlm: tuple[str, ...] = ("embedded",)
     """Whose costs to show, side by side, each as if it answered alone: "google:MODEL", "openai:MODEL", "anthropic:MODEL",
     "openai-compatible:MODEL@URL" ..."""
     seconds_per_request: float = reckoning.SECONDS_PER_REQUEST
@@ -74,6 +74,8 @@ def plan(config: Config) -> Plan:
         config.vlm, config.rater_settings, config.price, output_tokens=config.output_tokens, picture_tokens=config.picture_tokens
     )
     dataset = open_data(config.dataset, config)
+    for spec in config.vlm:
+        raters.check_world(spec, dataset.environment)
     method = label.make_method(replace(config, vlm=config.vlm[:1]), dataset)
     config = label.with_kind(config, method)
     selection = label.selection_of(config, dataset)

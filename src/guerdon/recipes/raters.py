@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,18 @@ def build(spec: str, *, config: Any = None, **context: Any) -> Provider:
         return _construct(chat, spec, config, context)
     except UnknownName:
         raise _unknown(name) from None
+
+
+def check_world(spec: str, world: Mapping[str, Any]) -> None:
+    """Raises UsageError if the rater that a `--vlm` text names reads recordings of other worlds only. Builds no rater.
+
+    Args:
+        spec: the text.
+        world: what the recorder of a dataset wrote about it (`Dataset.environment`).
+    """
+    check = getattr(discover.load("providers", provider_of(spec)), "check_world", None)
+    if check is not None:
+        check(world)
 
 
 def _construct(provider: Any, argument: str, config: Any, context: dict[str, Any]) -> Provider:

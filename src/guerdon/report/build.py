@@ -70,7 +70,8 @@ def render(contents: Contents, dataset: Dataset | None, problems: Sequence[str] 
         results=results,
         raters=raters,
         lead=[*sentences(results), *_lead_raters(raters), *_lead_models(given), *_lead_cost(contents)],
-        scripted=[rater.name for rater in raters if rater.scripted],
+        scripted=[rater.name for rater in raters if rater.by("scripted")],
+        embedded=[rater.name for rater in raters if rater.by("embedded")],
         shown=_examples(contents, dataset),
         rated=_rated(contents, dataset),
         models=ModelSection.all_of(contents),
@@ -149,10 +150,9 @@ class RaterSection:
         """How many labels carry each class, or each verdict on a pair."""
         return class_counts(self.label_set.labels, [str(name) for name in self.label_set.metadata.get("levels") or ()])
 
-    @property
-    def scripted(self) -> bool:
-        """Whether a script that knows the ground truth took part in rating."""
-        return any(word.split(":")[0] == "scripted" for word in self.name.split())
+    def by(self, provider: str) -> bool:
+        """Whether a rater of this provider took part."""
+        return any(word.split(":")[0] == provider for word in self.name.split())
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
