@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guerdon.answers import Scores, Text, Unreadable, answer_from_record
+from guerdon.answers import Choice, Scores, Text, Unreadable, answer_from_record
 
 THREE = Scores(3)
 
@@ -358,3 +358,31 @@ def test_schema_says_how_many_and_between_what() -> None:
 def test_a_specification_checks_itself(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="Scores needs"):
         Scores(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("added", "expected"),
+    [
+        ('"probabilities": [[0.25, 0.75], [1, 0]]', ((0.25, 0.75), (1.0, 0.0))),
+        ('"probabilities": [[0.2549, 0.7452], [1, 0]]', ((0.2549, 0.7452), (1.0, 0.0))),
+        ('"probabilities": [[0.25, 0.75]]', None),
+        ('"probabilities": [[0.25, 0.25, 0.5], [1, 0, 0]]', None),
+        ('"probabilities": [[0.5, 0.4], [1, 0]]', None),
+        ('"probabilities": [[1.5, -0.5], [1, 0]]', None),
+        ('"probabilities": [["0.5", 0.5], [1, 0]]', None),
+        ('"probabilities": [[true, false], [1, 0]]', None),
+        ('"probabilities": {"bad": 1}', None),
+        ('"confidence": 1', None),
+    ],
+)
+def test_probabilities_beside_ratings(added: str, expected: tuple[tuple[float, ...], ...] | None) -> None:
+    answer = Choice(("bad", "good"), 2)
+    reply = f'{{"ratings": ["good", "bad"], {added}}}'
+    assert answer.read(reply) == (1, 0), "what is added never changes what is read"
+    assert answer.read_probabilities(reply) == expected
+    assert answer.read_probabilities(f"{reply} or {reply}") is None
+
+
+def test_nothing_is_made_up_where_no_probabilities_are_given() -> None:
+    assert Choice(("bad", "good")).read_probabilities("good") is None
+    assert Choice(("bad", "good")).read_probabilities('{"ratings": ["good"') is None

@@ -509,7 +509,7 @@ def test_what_is_not_there_cannot_be_served(rater: Embedded) -> None:
     assert json.loads(reply_of(transcript))["scores"] == [3] * 8
     assert all(f"there is no {absent} to be seen" in line for line in reply_of(transcript, 0).splitlines())
     rated = converse(rater, Rating(), sample(episode, 3, 3, instruction=f"go to the {absent}"))
-    assert json.loads(reply_of(rated)) == {"ratings": ["Bad"], "progress": [0.0]}
+    assert json.loads(reply_of(rated)) == {"ratings": ["Bad"], "probabilities": [[1.0, 0.0, 0.0]], "progress": [0.0]}
     chain = converse(rater, Rating(), sample(episode, 3, 3, instruction=f"go to the {min(seen)}, then go to the {absent}"))
     alone = converse(rater, Rating(), sample(episode, 3, 3, instruction=f"go to the {min(seen)}"))
     (half,), (whole,) = (json.loads(reply_of(each))["progress"] for each in (chain, alone))
@@ -524,6 +524,7 @@ def seen(progress: Sequence[float], verdict: Sequence[Sequence[float]] = (), *, 
     """What could have been seen at so many pictures, with the probability that all is done."""
     scene = Scene({"red ball": (1, 1)}, frozenset(), (1, 2), 2, "")
     certain = np.array(done or [0.0] * len(progress))
+    otherwise = np.divide(np.array(progress) - certain, 1 - certain, out=np.zeros(len(progress)), where=certain < 1)
     return Seen(
         phrases=("go to the red ball",),
         possible=possible,
@@ -532,6 +533,7 @@ def seen(progress: Sequence[float], verdict: Sequence[Sequence[float]] = (), *, 
         verdict=np.array(verdict or [(0.0, 1.0, 0.0)] * (len(progress) - 1)).reshape(-1, 3),
         due=np.stack([1 - certain, certain], axis=1),
         progress=np.array(progress),
+        reached=np.stack([otherwise, np.ones(len(progress))], axis=1),
         distance=np.zeros((possible, len(progress))),
     )
 
@@ -609,6 +611,44 @@ def test_changes_are_told_as_they_are_seen() -> None:
     assert changes(replace(at, open_doors=frozenset({"blue door"})), at, ball) == "closed the blue door"
 
 
+def test_how_likely_each_class_is() -> None:
+    """Nothing, one or both of two sub-tasks may be done at the second picture, with progress 0.1, 0.6 and 1."""
+    due, reached = np.array([(1.0, 0, 0), (0.5, 0.3, 0.2)]), np.array([(0.0, 0.5, 1.0), (0.1, 0.6, 1.0)])
+    phrases, progress = ("go to the red ball", "go to the green key"), (due * reached).sum(1)
+    both = replace(seen(progress.tolist()), phrases=phrases, possible=2, due=due, reached=reached)
+
+    def likely(answer: Choice, given: Seen = both) -> Any:
+        picture = frame_picture(np.zeros((8, 8, 3), np.uint8))
+        request = Request(Evidence("", (), (picture,)), (Message("user", "?"),), answer, "rate", Subject(0, 0, 0))
+        text = _answer(request, [given])
+        assert answer.read_probabilities(text) == tuple(map(tuple, json.loads(text)["probabilities"]))
+        return json.loads(text)["probabilities"]
+
+    three, two = ("Bad", "Average", "Good"), ("Bad", "Good")
+    assert likely(Choice(three)) == [[0.5, 0.3, 0.2]]
+    assert likely(Choice(two)) == [[0.8, 0.2]], "0.6 is not fulfilled"
+    nearly = replace(both, reached=np.array([(0.0, 0.5, 1.0), (0.1, 0.95, 1.0)]))
+    assert likely(Choice(two), nearly) == [[0.5, 0.5]], "0.95 is fulfilled, or nearly so"
+    longer = replace(nearly, actions=("turn left",), verdict=nearly.verdict[:1])
+    assert likely(Choice(two, 1), longer) == [[0.5, 0.5]]
+    episode = replace(both, scenes=(both.scenes[0],) * 3, due=due[[0, 0, 1]], reached=reached[[0, 0, 1]], progress=progress[[0, 0, 1]])
+    assert likely(Choice(three), episode) == [[0.75, 0.15, 0.1]], "the mean over its outcomes"
+    steps = replace(episode, actions=("turn left", "turn left"))
+    assert likely(Choice(three, 2), steps) == [[1.0, 0.0, 0.0], [0.5, 0.3, 0.2]]
+    without = replace(steps, phrases=(*phrases, "open the red door"), reached=steps.reached * 2 / 3)
+    assert likely(Choice(two, 2), without) == [[1.0, 0.0], [1.0, 0.0]], "what cannot be done is never completed"
+
+
+def test_soft_labels_reach_the_reward_model(rater: Embedded) -> None:
+    """What is said of how likely each class is comes out as the label's, and as what a reward model learns from."""
+    about = sample(episodes()[0], 0, 8)
+    transcript = converse(rater, Rating(Rating.Config(item="transition")), about)
+    read_labels = Rating(Rating.Config(item="transition")).read(transcript)
+    said = json.loads(reply_of(transcript))["probabilities"]
+    assert [list(label.probabilities or ()) for label in read_labels] == said
+    assert all(len(row) == 3 and abs(sum(row) - 1) < 1e-3 for row in said)
+
+
 def test_lines_and_sentences_say_what_is_known() -> None:
     """The agent stands at (3, 3), lifts a ball, turns to a key, puts the ball beside it: one of two sub-tasks is done."""
     key = {"green key": (4, 4)}
@@ -623,6 +663,7 @@ def test_lines_and_sentences_say_what_is_known() -> None:
         verdict=np.array([(0.1, 0.2, 0.7), (0.5, 0.3, 0.2), (0.1, 0.8, 0.1)]),
         due=np.array([(0.9, 0.1, 0), (0.9, 0.1, 0), (0.8, 0.1, 0.1), (0.2, 0.7, 0.1)]),
         progress=np.array([0.1, 0.2, 0.3, 0.504]),
+        reached=np.array([(0.0, 0.5, 1.0)] * 4),
         distance=np.array([(4, 3, 1, 0), (9, 9, 9, 5.2)]),
     )
     assert action_lines(judged, verdicts=True) == [

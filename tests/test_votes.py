@@ -63,6 +63,14 @@ def test_the_majority_of_the_classes(values: tuple[float | None, ...], majority:
     assert found.probabilities == pytest.approx(shares)
 
 
+def test_an_answer_that_says_how_likely_each_class_is_counts_by_that() -> None:
+    sure, unsure = label(1.0), label(0.0, probabilities=(0.5, 0.3, 0.2))
+    (alone,) = vote([[unsure]], "majority", scale=(0, 2))
+    assert (alone.value, alone.probabilities) == (0.0, (0.5, 0.3, 0.2))
+    (both,) = vote([[sure], [unsure], [label(None)]], "majority", scale=(0, 2))
+    assert both.probabilities == pytest.approx((0.25, 0.65, 0.1))
+
+
 def test_without_a_scale_classes_reach_from_nought_to_the_highest_vote() -> None:
     answers = [[label(1.0), label(2.0, step=1)], [label(1.0), label(0.0, step=1)]]
     assert [found.probabilities for found in vote(answers, "majority")] == [(0, 1, 0), (0.5, 0, 0.5)]

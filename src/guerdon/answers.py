@@ -157,6 +157,22 @@ class Choice:
             raise Unreadable(f"the reply contains {len(found)} lists of ratings that differ")
         return read.pop()
 
+    def read_probabilities(self, reply: str) -> tuple[tuple[float, ...], ...] | None:
+        """How likely each option is, for each of the `n` things, where a rater that knows it adds it to its ratings.
+
+        Nobody is asked for it: it is the value of "probabilities" in the same reply, `n` lists with one number per option, each list
+        summing to 1 (within a hundredth). None if there is no such value, or if it is anything else.
+        """
+        try:
+            found = list(_values(reply, "probabilities"))
+        except Unreadable:
+            return None
+        rows = found[0] if len(found) == 1 else None
+        if not isinstance(rows, list) or len(rows) != self.n:
+            return None
+        read = [_distribution(row, len(self.options)) for row in rows]
+        return None if any(row is None for row in read) else tuple(row for row in read if row is not None)
+
     def _check(self, candidate: Any) -> tuple[int, ...]:
         if not isinstance(candidate, list):
             raise Unreadable(f'"ratings" must be a list of {self.n} of the options {self._names()}')
@@ -177,6 +193,17 @@ class Choice:
 
     def to_record(self) -> dict[str, Any]:
         return {"kind": self.kind, "options": list(self.options), "n": self.n}
+
+
+_ROUNDING = 0.01
+"""How far the sum of probabilities may lie from 1: they are written with a few digits."""
+
+
+def _distribution(row: Any, count: int) -> tuple[float, ...] | None:
+    """`count` probabilities that sum to 1, or None."""
+    if not isinstance(row, list) or len(row) != count or not all(isinstance(each, Decimal) and 0 <= each <= 1 for each in row):
+        return None
+    return tuple(map(float, row)) if abs(float(sum(row)) - 1) <= _ROUNDING else None
 
 
 @dataclass(frozen=True)

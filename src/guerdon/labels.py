@@ -293,8 +293,9 @@ def vote(
         answers: one list of labels for each answer (`Method.read`); all lists are about the same units in the same order.
         rule: `Method.vote`.
         scale: `Method.scale`. With `rule` "majority", `probabilities` holds the share of the votes for each class, the whole numbers from
-            the lowest to the highest of the scale. Without a scale, they go from 0 (or the lowest class of all answers, if that is below)
-            to the highest class of all answers. Those of pairs are 0, 0.5 and 1, whatever the scale.
+            the lowest to the highest of the scale; an answer that says itself how likely each class is counts by that. Without a scale,
+            they go from 0 (or the lowest class of all answers, if that is below) to the highest class of all answers. Those of pairs are
+            0, 0.5 and 1, whatever the scale.
 
     Raises:
         ValueError: if there are no answers, they are about different units, or a vote for a class is no whole number on the scale.
@@ -339,12 +340,23 @@ def _voted(labels: Sequence[Label], classes: Sequence[float] | None) -> Label:
         value = min(counts, key=lambda each: (-counts[each], abs(each - middle), each))
         if labels[0].unit == "pair" and list(counts.values()).count(counts[value]) > 1:
             value = 0.5
-        probabilities = tuple(counts[float(each)] / len(values) for each in classes)
+        probabilities = _shares(labels, classes)
     spoken = min((label for label in labels if label.value is not None), key=lambda label: abs((label.value or 0.0) - value))
     spread = float(np.std(values)) if len(values) > 1 else None
     return replace(
         spoken, state="labelled", cause=None, value=float(value), probabilities=probabilities, spread=spread, asked=asked, answered=answered
     )
+
+
+def _shares(labels: Sequence[Label], classes: Sequence[float]) -> tuple[float, ...]:
+    """The mean over the answers with a value of how likely each class is: what the answer says itself, or all on the class it gave."""
+    votes = [
+        label.probabilities if label.probabilities is not None and len(label.probabilities) == len(classes)
+        else tuple(float(label.value == each) for each in classes)
+        for label in labels
+        if label.value is not None
+    ]  # fmt: skip
+    return tuple(sum(shares) / len(votes) for shares in zip(*votes, strict=True))
 
 
 def _most_frequent_reason(labels: Sequence[Label]) -> Label:

@@ -177,9 +177,10 @@ class Rating(Method):
 
     def read(self, transcript: Transcript) -> list[Label]:
         """One label for the picture, segment or episode, or one for each transition of the window. The rationale is the analysis, or the
-        line of it about the transition."""
+        line of it about the transition. A rater that says how likely each class is (`Choice.read_probabilities`) gives a soft label."""
         sample, exchanges, item = transcript.sample, transcript.exchanges, self.config.item
         segment, (state, cause, classes), words = sample.segment, outcome(exchanges), first_reply(exchanges).strip()
+        likely = None if classes is None else _probabilities(exchanges[-1])
         if item == "transition":
             lines = lines_by_number(words, segment.length)
             places = [(step, step + 1, lines.get(number, "")) for number, step in enumerate(range(segment.start, segment.stop))]
@@ -197,6 +198,7 @@ class Rating(Method):
                 state=state,
                 cause=cause,
                 value=None if classes is None else float(classes[number]),
+                probabilities=None if likely is None else likely[number],
                 asked=len(exchanges),
                 answered=answered(exchanges),
                 rationale=rationale,
@@ -262,3 +264,9 @@ class Rating(Method):
             "names": ", ".join(self.classes),
             "error": error,
         }
+
+
+def _probabilities(last: Exchange) -> tuple[tuple[float, ...], ...] | None:
+    """What the reply that was read adds on how likely each class is, one row for each rating."""
+    answer, reply = last.request.answer, last.outcome
+    return answer.read_probabilities(reply.text) if isinstance(answer, Choice) and isinstance(reply, Reply) else None

@@ -65,6 +65,8 @@ class Seen:
     """(P, K + 1) probabilities of the number of sub-tasks done at each picture."""
     progress: Array
     """(P,) expected share of the instruction that is done at each picture, 0 to 1."""
+    reached: Array
+    """(P, K + 1) that share if so many sub-tasks are done."""
     distance: Array
     """(K, P) actions to go until each sub-task is completed, as the network sees it."""
 
@@ -138,14 +140,16 @@ def see(weights: Weights, instruction: str, part: Part) -> Seen:
     if not possible:
         nothing, pictures = np.zeros(len(scenes)), len(scenes)
         verdict = np.tile(np.array([NEUTRAL]), (len(actions), 1))
-        return Seen(phrases, 0, actions, scenes, verdict, np.ones((pictures, 1)), nothing, np.zeros((0, pictures)))
+        return Seen(phrases, 0, actions, scenes, verdict, np.ones((pictures, 1)), nothing, nothing[:, None], np.zeros((0, pictures)))
     network, looks = weights.network, _looks(weights, part, phrases[:possible])
     if part.whole:
         judged = [network.judge(looks, [ACTIONS.index(action) for action in actions])]
     else:
         judged = [network.judge(_at(looks, [number]), []) for number in range(len(scenes))]
-    verdict, due, progress = (np.concatenate([getattr(each, name) for each in judged]) for name in ("verdict", "due", "progress"))
-    return Seen(phrases, possible, actions, scenes, verdict, due, progress * (possible / len(phrases)), looks.distance)
+    names = ("verdict", "due", "progress", "reached")
+    verdict, due, progress, reached = (np.concatenate([getattr(each, name) for each in judged]) for name in names)
+    share = possible / len(phrases)
+    return Seen(phrases, possible, actions, scenes, verdict, due, progress * share, reached * share, looks.distance)
 
 
 def _phrases(instruction: str) -> tuple[str, ...]:

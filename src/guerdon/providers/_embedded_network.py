@@ -80,6 +80,8 @@ class Judgement:
     """(T + 1, L + 1) probabilities of the number of sub-tasks done at each picture, given the whole window."""
     progress: Array
     """(T + 1,) expected share of the instruction that is done at each picture, 0 to 1."""
+    reached: Array
+    """(T + 1, L + 1) that share if so many sub-tasks are done."""
 
 
 def shapes(channels: int, blocks: int, words: int) -> dict[str, tuple[int, ...]]:
@@ -264,7 +266,7 @@ class EmbeddedNetwork:
         share = _sigmoid(self._reasoning["progress"][0] + self._reasoning["progress"][1] * distance)
         reached = (np.arange(length + 1)[:, None] + np.concatenate([share, np.zeros((1, pictures))])) / length
         progress = np.clip(np.einsum("tk,kt->t", due, reached), 0, 1)
-        return Judgement(verdict.astype(np.float32), due.astype(np.float32), progress.astype(np.float32))
+        return Judgement(verdict.astype(np.float32), due.astype(np.float32), progress.astype(np.float32), reached.T.astype(np.float32))
 
     def _due(self, classes: Exact, completes: Exact, distance: Exact, done: Exact, words: Exact, made: npt.NDArray[np.intp]) -> Exact:
         """(T + 1, L + 1) posterior of the number of sub-tasks done, by a forward and a backward pass over the window."""

@@ -218,19 +218,33 @@ def _rated(answer: Choice, seen: Seen) -> str:
     One class for a picture, a segment or an episode, by the mean progress over what its actions led to. Its best class means "fulfilled, or
     nearly so" and begins at 0.9; with four classes the edges are 1/4, 1/2 and 0.9. One class for each of several actions, by the progress
     after it: the best one means that the instruction is completed, and is given if that is more likely than not.
+
+    How likely each class is stands beside it: the numbers of sub-tasks that may be done at a picture, each in the class of the progress
+    that goes with it; of a segment or an episode the mean over its pictures.
     """
-    best = len(answer.options) - 1
+    levels = len(answer.options)
     if answer.n == 1:
         progress = [seen.mean_progress]
-        fulfilled = [progress[0] >= FULFILLED]
+        best = [progress[0] >= FULFILLED]
+        shares = _class_shares(seen, levels, seen.reached >= FULFILLED).mean(0, keepdims=True)
     elif len(seen.actions) == answer.n:
         progress = seen.progress[1:].tolist()
-        fulfilled = [seen.possible == len(seen.phrases) and likely > 0.5 for likely in seen.due[1:, -1].tolist()]
+        completed = np.zeros_like(seen.reached, np.bool_)
+        completed[:, -1] = seen.possible == len(seen.phrases)
+        best = ((seen.due * completed).sum(1)[1:] > 0.5).tolist()
+        shares = _class_shares(seen, levels, completed)
     else:
         raise Unsupported("numbers_do_not_fit")
-    below = np.minimum(digitise(progress, len(answer.options)), best - 1).tolist()
-    classes = [best if done else lower for done, lower in zip(fulfilled, below, strict=True)]
-    return _with(answer.render(classes), {"progress": _rounded(np.array(progress))})
+    below = np.minimum(digitise(progress, levels), levels - 2).tolist()
+    classes = [levels - 1 if done else lower for done, lower in zip(best, below, strict=True)]
+    return _with(answer.render(classes), {"probabilities": _rounded(shares), "progress": _rounded(np.array(progress))})
+
+
+def _class_shares(seen: Seen, levels: int, best: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """(P', levels) how likely each class is, for the pictures that actions led to. `best` (P, K + 1): where the best class is due."""
+    classes = np.where(best, levels - 1, np.minimum(digitise(np.clip(seen.reached, 0, 1), levels), levels - 2))
+    shares = np.einsum("pk,pkc->pc", seen.due.astype(np.float64), np.eye(levels)[classes])
+    return np.asarray(shares[seen.outcomes] / shares[seen.outcomes].sum(1, keepdims=True))
 
 
 def _preferred(answer: Preference, seen: Sequence[Seen]) -> str:
