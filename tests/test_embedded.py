@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from safetensors import numpy as storage
 
 import guerdon
+import guerdon.cli
 from guerdon.answers import AnswerSpec, Choice, Scores
 from guerdon.answers import Preference as PreferenceAnswer
 from guerdon.datasets.minari import write_minari
@@ -719,7 +720,7 @@ def test_a_file_that_is_not_there_or_damaged_is_said_with_a_cure(weights: Path, 
     length = int.from_bytes(whole[:8], "little")
     other = tmp_path / "other.safetensors"
     tensors = random_tensors()
-    about = {"name": "x", "tiles": known_tiles(), "grids": [(6, 6)]}
+    about: dict[str, Any] = {"name": "x", "tiles": known_tiles(), "grids": [(6, 6)]}
     contents = {
         "absent": None,
         "empty": b"",
@@ -732,6 +733,13 @@ def test_a_file_that_is_not_there_or_damaged_is_said_with_a_cure(weights: Path, 
         "other shapes": to_bytes(tensors | {"progress": np.zeros(3, np.float32)}, **about),
         "not finite": to_bytes(tensors | {"progress": np.array([np.nan, 0], np.float32)}, **about),
         "other tiles": to_bytes(tensors, **about | {"tiles": {"00": "red dragon"}}),
+        "one digit of a number": whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:],
+        "nested": (200_000).to_bytes(8, "little") + b"[" * 200_000,
+        "a list": storage.save(tensors, {"guerdon embedded 1": "[]"}),
+        "nothing about a rater": storage.save(tensors, {"guerdon embedded 1": "{}"}),
+        "endless grid": storage.save(tensors, {"guerdon embedded 1": '{"tiles": {}, "grids": [[1e999, 1]]}'}),
+        "name of two words": to_bytes(tensors, **about | {"name": "one two"}),
+        "name that is none": to_bytes(tensors, **about | {"name": ["x"]}),
         "other words": whole[:8] + whole[8 : 8 + length].replace(b"walk", b"wade") + whole[8 + length :],
     }
     for name, content in contents.items():
@@ -785,6 +793,17 @@ def test_a_dataset_is_labelled_without_its_ground_truth(weights: Path, tmp_path:
     known, unknown = labelled("known", privileged=True), labelled("unknown", privileged=False)
     assert known.coverage == 1.0
     assert unknown.labels == known.labels
+
+
+def test_a_command_says_why_nothing_was_judged(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    write_minari(data, episodes()[:1], dataset_id="test/data-v0", action_names=ACTION_NAMES, environment={"name": "babyai"}, description="")
+    rater = ("--vlm", f"embedded:{weights}", "--store", str(tmp_path / "store"), "--quiet")
+    for run in ("first", "again"):  # the second time from the store
+        assert guerdon.cli.main(["label", str(data), "--run", str(tmp_path / run), *rater, "--instruction", "throw the red ball"]) == 1
+        assert "x unknown words" in capsys.readouterr().out
+    assert guerdon.cli.main(["label", str(data), "--run", str(tmp_path / "views"), *rater, "--views", "agent"]) == 1
+    assert "x grid of unknown size" in capsys.readouterr().out
 
 
 # --- the weights that come with the package ---

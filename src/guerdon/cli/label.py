@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from guerdon.cli import _show
@@ -20,14 +21,21 @@ def main(arguments: Sequence[str]) -> int:
         print(labelled.stopped)
     elif not labelled.complete:
         print(f"coverage {labelled.labels.coverage:.1%} is below --min-coverage {config.min_coverage:.1%}")
-        print(_what_next(labelled.results["states"]))
+        print(_what_next(labelled.results["states"], labelled.results["declined"]))
     return 0 if labelled.complete else 1
 
 
-def _what_next(states: Collection[str]) -> str:
-    """What can be done about what has no label. `states`: the names of the states, with their causes."""
+def _what_next(states: Collection[str], declined: Mapping[str, int] = MappingProxyType({})) -> str:
+    """What can be done about what has no label.
+
+    Args:
+        states: the names of the states, with their causes.
+        declined: the rater's reasons for what it cannot answer, and how often it gave each.
+    """
+    reasons = ", ".join(f"{count} x {reason.replace('_', ' ')}" for reason, count in sorted(declined.items()))
+    why = f"unsupported: {reasons}" if reasons else "unsupported"
     cures = {
-        "failed: unsupported": "The rater cannot answer such questions (unsupported): ask another one, or change its settings.",
+        "failed: unsupported": f"The rater cannot answer such questions ({why}): ask another one, or ask it otherwise.",
         "failed": "The same command asks again what failed in passing.",
         "refused": "With --retry-failed it also asks again what was refused.",
         "unreadable": "Answers that cannot be read stay so: change the prompt, the pictures or the rater.",

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from guerdon.errors import UsageError
+from guerdon.providers._embedded_file import is_name
 from guerdon.recipes import _embedded_card, _study
 from guerdon.recipes.parallel import run_apart, run_jobs
 from guerdon.recipes.progress import Progress, progress_bar
@@ -129,7 +130,7 @@ class Config:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UsageError(f"{name} is at least 1, got {size}")
-        if not self.name or any(character.isspace() or character in ":@," for character in self.name):
+        if not is_name(self.name):
             raise UsageError(f"a rater's name is one word without colons, commas and @, got '{self.name}'")
         self.sizes  # noqa: B018 (refuses sizes that cannot be)
 

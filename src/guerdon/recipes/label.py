@@ -6,6 +6,7 @@ import inspect
 import keyword
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -205,6 +206,7 @@ def label(config: Config) -> Labelled:
         "failures": dict(costs.failures),
         "lost": costs.lost,
         "states": dict(label_set.counts()),
+        "declined": dict(asker.declined),
         "corrections": label_set.counts()["human"],
         "coverage": label_set.coverage,
         "nothing_to_ask": asker.nothing_to_ask,
@@ -376,6 +378,8 @@ class _Asker:
         self._expected = expected
         self.nothing_to_ask = 0
         """Labels of which the method had nothing to ask, such as a pair that looks the same."""
+        self.declined: Counter[str] = Counter()
+        """Why a rater could not answer ("unsupported"), in its own words, and how many conversations ended so."""
         self.votes: dict[int, list[Label]] = {}
         """Labels of each repeat, if they are to be kept."""
 
@@ -426,6 +430,8 @@ class _Asker:
 
         def keep(transcript: Transcript) -> None:
             found = self._method.read(transcript)
+            if transcript.failure and transcript.failure.cause == "unsupported":
+                self.declined[transcript.failure.code or "no reason given"] += 1
             self.nothing_to_ask += 0 if transcript.exchanges or transcript.sample.subject in answers else len(found)
             answers.setdefault(transcript.sample.subject, []).append(found)
             if config.keep_votes:
