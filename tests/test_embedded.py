@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,7 @@ from guerdon.recipes import raters
 from guerdon.recipes._embedded_data import LIBRARY
 from guerdon.recipes._embedded_file import known_tiles
 from guerdon.records import Evidence, Exchange, Failure, Message, Reply, Request, Sample, Subject, Transcript
-from tests.conformance.test_providers import COUNT, SHIPPED, WINDOW
+from tests.conformance.test_providers import COUNT, WINDOW
 from tests.embedded_weights import episodes, random_tensors, random_weights, sample
 
 KINDS = ("ball", "box", "key", "door")
@@ -354,7 +355,6 @@ import asyncio, sys
 from guerdon.methods.rg_vlm import RgVlm
 from guerdon.providers._embedded_network import EmbeddedNetwork
 from guerdon.providers.embedded import _LIBRARIES, Embedded
-from tests.conformance.test_providers import COUNT, SHIPPED, WINDOW
 from tests.embedded_weights import episodes, sample
 
 def cores():
@@ -475,7 +475,6 @@ def test_numbers_that_do_not_fit_are_not_judged(rater: Embedded) -> None:
     evidence = request.evidence
     wrong = [
         replace(request, evidence=replace(evidence, frames=evidence.frames[:1])),
-        replace(request, evidence=replace(evidence, frames=(*evidence.frames, evidence.frames[0]))),
         replace(request, evidence=replace(evidence, frames=())),
         replace(request, evidence=replace(evidence, actions=evidence.actions[1:])),
         replace(request, evidence=replace(evidence, other_actions=evidence.actions)),
@@ -485,6 +484,8 @@ def test_numbers_that_do_not_fit_are_not_judged(rater: Embedded) -> None:
         replace(request, answer=Choice(("Bad", "Good"), 7)),
     ]
     assert [code_of(ask(rater, each)) for each in wrong] == ["numbers_do_not_fit"] * len(wrong)
+    twice = replace(request, evidence=replace(evidence, frames=(*evidence.frames, evidence.frames[0])))
+    assert code_of(ask(rater, twice)) == "more_pictures_than_observations"
     assert code_of(ask(rater, replace(request, answer=PreferenceAnswer()))) == "no_pair"
     longest = max(episodes(), key=lambda each: len(each.actions))
     two = first_turn(sample(longest, 0, 30, other=sample(longest, 4, 36)), Preference(Preference.Config(item="segment")))
@@ -661,7 +662,7 @@ def test_lines_and_sentences_say_what_is_known() -> None:
         possible=2,
         actions=("pick up", "move forward", "drop"),
         scenes=(start, held, near, Scene({"red ball": (4, 3), **key}, frozenset(), (4, 2), 0, "")),
-        verdict=np.array([(0.1, 0.2, 0.7), (0.5, 0.3, 0.2), (0.1, 0.8, 0.1)]),
+        verdict=np.array([(0.1, 0.2, 0.7), (0.2, 0.3, 0.5), (0.1, 0.8, 0.1)]),
         due=np.array([(0.9, 0.1, 0), (0.9, 0.1, 0), (0.8, 0.1, 0.1), (0.2, 0.7, 0.1)]),
         progress=np.array([0.1, 0.2, 0.3, 0.504]),
         reached=np.array([(0.0, 0.5, 1.0)] * 4),
@@ -669,7 +670,7 @@ def test_lines_and_sentences_say_what_is_known() -> None:
     )
     assert action_lines(judged, verdicts=True) == [
         "0: pick up - picked up the red ball; serves",
-        "1: move forward - came nearer to the green key; hinders",
+        "1: move forward - came nearer to the green key; serves",
         (
             "2: drop - put the red ball down next to the green key; with that 'put the red ball next to the green key' is done; "
             "does not matter"
@@ -678,8 +679,41 @@ def test_lines_and_sentences_say_what_is_known() -> None:
     assert [line.rpartition("; ")[2] for line in action_lines(judged, verdicts=False)] == ["20 % is done", "30 % is done", "50 % is done"]
     assert summary(judged) == (
         "The agent holds nothing and faces the red ball. Done: 'put the red ball next to the green key'. "
-        "To be done next: 'go to the green key', about 5 actions to go. In all, 50 % of the instruction is done."
+        "To be done next: 'go to the green key', about 5 actions to go. That is the most likely; what is shown leaves it open how much is "
+        "done. In all, 50 % of the instruction is done."
     )
+    certain = replace(judged, due=np.array([(0.0, 1.0, 0.0)] * 4))
+    assert "most likely" not in summary(certain)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "after", "told"),
+    [
+        ((0.1, 0.2, 0.7), 19.9, "came nearer to the red ball; serves"),
+        ((0.1, 0.2, 0.7), 18.0, "came nearer to the red ball; serves"),
+        ((0.1, 0.2, 0.7), 22.0, "moved; serves"),
+        ((0.7, 0.2, 0.1), 19.9, "walked away from the red ball; hinders"),
+        ((0.7, 0.2, 0.1), 18.0, "moved; hinders"),
+        ((0.2, 0.7, 0.1), 19.9, "moved, neither nearer to the red ball nor farther from it; does not matter"),
+        ((0.2, 0.7, 0.1), 18.0, "moved; does not matter"),
+    ],
+)
+def test_a_line_never_contradicts_its_verdict(verdict: tuple[float, ...], after: float, told: str) -> None:
+    """Far away the network's distances err by more than an action."""
+    start = Scene({"red ball": (9, 9)}, frozenset(), (1, 1), 0, "")
+    moved = replace(start, agent=(1, 2))
+    judged = Seen(
+        phrases=("go to the red ball",),
+        possible=1,
+        actions=("move forward",),
+        scenes=(start, moved),
+        verdict=np.array([verdict]),
+        due=np.array([(1.0, 0.0)] * 2),
+        progress=np.zeros(2),
+        reached=np.array([(0.0, 1.0)] * 2),
+        distance=np.array([(20.0, after)]),
+    )
+    assert action_lines(judged, verdicts=True) == [f"0: move forward - {told}"]
 
 
 @pytest.mark.parametrize("level", ["small", "four-rooms"])
@@ -808,7 +842,7 @@ def test_a_command_says_why_nothing_was_judged(weights: Path, tmp_path: Path, ca
 
 # --- the weights that come with the package ---
 
-shipped = pytest.mark.skipif(not SHIPPED.is_file(), reason="NOT TESTED: the package's own weights are not there yet")
+SHIPPED = Path(str(files("guerdon.providers"))) / "weights" / "babyai.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -818,7 +852,6 @@ def trained() -> Iterator[Embedded]:
     asyncio.run(made.close())
 
 
-@shipped
 def test_the_shipped_file_is_small_and_has_a_card(trained: Embedded) -> None:
     card = json.loads(SHIPPED.with_suffix(".json").read_text(encoding="utf-8"))
     assert SHIPPED.stat().st_size <= 8_000_000
@@ -831,7 +864,6 @@ def scores(rater: Embedded, about: Sample) -> list[float]:
     return [float(label.value) for label in RgVlm().read(converse(rater, RgVlm(), about)) if label.value is not None]
 
 
-@shipped
 @pytest.mark.parametrize("level", ["small", "one-room", "two-rooms", "four-rooms"])
 def test_with_the_shipped_file_it_tells_what_serves(trained: Embedded, level: str) -> None:
     """Of worlds of its own levels, judged by the words of the sub-task; how well exactly is measured elsewhere."""
@@ -843,11 +875,10 @@ def test_with_the_shipped_file_it_tells_what_serves(trained: Embedded, level: st
             served += [score for score, true in zip(given, truth, strict=True) if true > 0]
             idle += [score for score, true in zip(given, truth, strict=True) if true <= 0]
     better = np.sign(np.subtract.outer(served, idle))
-    assert (better + 1).mean() / 2 > 0.9  # the area under the ROC curve
+    assert (better + 1).mean() / 2 > 0.98  # the area under the ROC curve
     assert np.mean(served) > np.mean(idle) + 3
 
 
-@shipped
 def test_with_the_shipped_file_it_heeds_the_words(trained: Embedded) -> None:
     """Other things of the same picture are named: less serves them."""
     right, wrong = [], []
@@ -859,7 +890,6 @@ def test_with_the_shipped_file_it_heeds_the_words(trained: Embedded) -> None:
     assert np.mean(right) > np.mean(wrong) + 1
 
 
-@shipped
 def test_with_the_shipped_file_progress_rises(trained: Embedded) -> None:
     method = Rating(Rating.Config(item="transition"))
     for level in ("small", "one-room", "two-rooms"):

@@ -15,6 +15,7 @@ pytest.importorskip("minigrid")
 pytest.importorskip("torch")
 
 from guerdon.datasets import open_dataset
+from guerdon.envs._babyai_distance import contribution
 from guerdon.envs._babyai_words import WORDINGS, Clause, Thing
 from guerdon.envs._babyai_world import World
 from guerdon.errors import UsageError
@@ -25,6 +26,8 @@ from guerdon.recipes import _embedded_card as card_of
 from guerdon.recipes import _embedded_evaluation as evaluation
 from guerdon.recipes._embedded_data import Window
 from guerdon.recipes._embedded_evaluation import (
+    ALL_ACTIONS,
+    ALL_ACTIONS_AND_ENDS,
     DISTRIBUTIONS,
     Distribution,
     EngineJob,
@@ -32,13 +35,16 @@ from guerdon.recipes._embedded_evaluation import (
     Resampling,
     SpeedJob,
     Transitions,
+    actions_around,
     blind_tables,
     calibration,
     classes_of,
     clause_of,
+    contribution_to,
     draw_windows,
     estimate,
     full_information,
+    guess_from_actions,
     looks_at,
     other_pictures,
     pairs_of,
@@ -116,6 +122,20 @@ def test_resamples_weigh_whole_episodes() -> None:
     assert resampling.mean(np.array([1.0, 2.0, 3.0, 4.0, 8.0]), episode).tolist() == pytest.approx([18 / 5, 3 / 2, 5.0, 18 / 5])
     ranks = resampling.rank_correlation(np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([0.2, 0.1, 0.3, 0.5, 0.4]), episode)
     assert ranks.tolist() == pytest.approx([0.8, -1.0, 0.5, 0.8])
+
+
+def test_resamples_tell_the_smallest_scores_apart() -> None:
+    random = np.random.default_rng(4)
+    scores, episode = 1e-7 * random.integers(1, 30, 60).astype(np.float64), np.repeat(np.arange(6), 10)
+    serves = random.random(60) < 3e5 * scores
+    resampling = Resampling.of(6, resamples=100)
+    found = resampling.agreement(scores, serves, episode)["auroc"]
+    assert found[0] == pytest.approx(auroc(scores, serves))
+    for times, value in zip(resampling.times[1:20], found[1:20], strict=True):
+        assert value == pytest.approx(auroc(scores, serves, times[episode]))
+    interval = estimate(found)
+    assert interval is not None
+    assert interval["low"] < interval["value"] < interval["high"]
 
 
 def test_one_episode_has_no_interval_and_nothing_is_nothing() -> None:
@@ -203,6 +223,35 @@ def test_blind_tables_by_hand() -> None:
     assert triple.tolist() == pytest.approx([0.5, 2 / 3, 0.0, 0.5])
 
 
+def test_actions_around_end_with_the_episode_or_the_sub_task() -> None:
+    go, lift = "go to the red ball", "pick up the red key"
+    windows = [
+        window(7, [0, 2], [1, -1], [0, 0, 1], (go, lift)),
+        window(7, [3], [1], [1, 2], (go, lift)),
+        window(9, [2], [0], [0, 0], (lift,)),
+    ]
+    before, after = [7] * 6, [8] * 6
+    whole = actions_around(windows, ends=False)
+    assert whole[0].tolist() == [*before, 7, 7, 0, 2, 3, *after]
+    assert whole[2].tolist() == [*before, 0, 2, 3, 8, 8, *after]
+    assert whole[3].tolist() == [*before, 7, 7, 2, 8, 8, *after]
+    parts = actions_around(windows, ends=True)
+    assert parts[0].tolist() == [*before, 7, 7, 0, 2, 8, *after]
+    assert parts[1].tolist() == [*before, 7, 0, 2, 8, 8, *after]
+    assert parts[2].tolist() == [*before, 7, 7, 3, 8, 8, *after]
+
+
+def test_actions_alone_are_learned_from() -> None:
+    random = np.random.default_rng(0)
+    around, asked = random.integers(0, 7, (4000, 17)), random.integers(0, 7, (2000, 17))
+    did = np.where(around[:, 4] == 2, 1.0, 0.0)  # what no table of three actions can know
+    did[:500] = np.nan
+    guesses = guess_from_actions(around, did, asked, seed=1)
+    assert auroc(guesses, asked[:, 4] == 2) > 0.99
+    assert np.array_equal(guesses, guess_from_actions(around, did, asked, seed=1))
+    assert not guess_from_actions(around, np.full(4000, np.nan), asked, seed=1).any()
+
+
 @pytest.mark.parametrize("kind", WORDINGS)
 def test_every_wording_is_understood(kind: Any) -> None:
     beside = Thing("green", "key") if kind == "put next to" else None
@@ -240,6 +289,65 @@ def test_full_information_says_what_the_simulator_says() -> None:
             if not np.isnan(known):
                 assert logits.argmax() == known + 1
             assert (exact.completes[due, step, action] > 0) == (each.subtask[step + 1] > due)
+
+
+def test_what_actions_do_for_the_own_words_is_what_was_recorded() -> None:
+    windows = some_windows()
+    for each in windows:
+        assert contribution_to(each, each.phrases) == pytest.approx(each.contribution, nan_ok=True)
+
+
+def test_what_actions_do_for_other_words_is_what_the_simulator_says() -> None:
+    windows = [each for each in some_windows() if each.episode == 1]
+    level, length, seed = windows[0].task.split("/")
+    world = World(level, int(seed), int(length))
+    thing = next(thing for thing in sorted(world.map.places) if all(str(thing) not in named(phrase) for phrase in windows[0].phrases))
+    goal, finished, seen = Clause("go to", thing), 0, 0
+    for each in windows:
+        found = contribution_to(each, [f"walk to the {thing}"] * len(each.phrases))
+        for step, value in enumerate(found):
+            if step and each.subtask[step] > each.subtask[step - 1]:
+                finished = 0  # the words of the next sub-task's part
+            before = world.field(goal)[world.pose]
+            world.step(int(each.actions[step]))
+            after = world.field(goal)[world.pose]
+            assert value == pytest.approx(np.nan if finished else contribution(before, after), nan_ok=True)
+            finished += after == 0
+            seen += not np.isnan(value)
+        finished = 0
+    assert seen > 10
+    assert world.done
+    absent = contribution_to(windows[0], ["pick up the purple box"] * len(windows[0].phrases))
+    assert np.isnan(absent).all()
+
+
+def test_reading_by_hand() -> None:
+    count = 8
+    transitions = Transitions(
+        np.arange(count) // 2, np.full(count, 2), np.full((count, 3), 2), np.array([1, 1, -1, 0, 1, -1, 1, np.nan]),
+        np.full(count, "go to"),
+    )  # fmt: skip
+    truth = np.array([-1, 1, 1, 0, 0, 1, np.nan, 1])
+    measured = evaluation._Measured(transitions, Resampling.of(4, resamples=20))
+    table = np.linspace(0, 1, count)
+
+    def verdicts(serves: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        share = np.array(serves)
+        return np.stack([1 - share, np.zeros(count), share], 1)
+
+    right, wrong = verdicts([0.9, 0.8, 0.1, 0.2, 0.7, 0.0, 0.9, 0.5]), verdicts([0.1, 0.8, 0.9, 0.2, 0.3, 0.95, 0.5, 0.5])
+    found = measured.reading(right, wrong, table, truth)
+    assert (found["transitions"], found["differ"]) == (6, 4)
+    assert (found["serving"], found["serving_wrong"]) == (0.5, 0.5)
+    assert found["auroc"]["value"] == 1.0
+    assert found["differ_auroc"]["value"] == found["differ_auroc_wrong"]["value"] == found["follows"]["value"] == 1.0
+    assert found["score_change"]["value"] == pytest.approx((wrong - right)[:6, 2].mean() * 10)
+    assert found["score_change_known"]["value"] == pytest.approx((-10 + 0 + 10 + 0 - 7 + 10) / 6)
+    deaf = measured.reading(right, right, table, truth)  # one that does not read
+    assert deaf["differ_auroc"]["value"] + deaf["differ_auroc_wrong"]["value"] == pytest.approx(1.0)
+    assert deaf["follows"]["value"] == 0.5
+    nothing = measured.reading(right, wrong, table, np.full(count, np.nan))
+    assert (nothing["transitions"], nothing["auroc"], nothing["follows"], nothing["serving"]) == (0, None, None, None)
 
 
 def test_parts_and_backwards_are_what_looking_again_gives() -> None:
@@ -314,6 +422,8 @@ def test_a_distribution_and_the_card_made_from_it(tmp_path: Path) -> None:
     assert one["auroc_change"]["value"] == pytest.approx(one["auroc"]["value"] - before)
     blind = by_rater["previous, this and next action"]["auroc"]["value"]
     assert one["auroc_above_table"]["value"] == pytest.approx(one["auroc"]["value"] - blind)
+    assert {ALL_ACTIONS, ALL_ACTIONS_AND_ENDS} <= by_rater.keys()
+    assert record["controls"]["reading"]["transitions"] > 20
     turning = np.concatenate([np.isin(each.actions, (0, 1)) for each in windows]) & there
     by_action = {(row["action"], row["rater"]): row for row in record["by_action"]}
     one = by_action["turning", "embedded, whole chain"]

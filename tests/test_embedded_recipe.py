@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -17,12 +18,13 @@ pytest.importorskip("minigrid")
 pytest.importorskip("torch")
 
 from guerdon import cli
-from guerdon.errors import UsageError, WriteFailed
-from guerdon.recipes import embedded
+from guerdon.errors import RunError, UsageError, WriteFailed
+from guerdon.recipes import _embedded_card, embedded
 from guerdon.recipes._embedded_card import page as page_of
 from guerdon.recipes._embedded_data import Window, windows
 from guerdon.recipes.embedded import FULL, QUICK, Config, by_subtask, train_embedded
-from guerdon.runs import read_json
+from guerdon.runs import read_json, write_json
+from tests.embedded_weights import random_weights
 
 TINY: dict[str, Any] = {
     "layouts": 2, "looks_updates": 2, "windows_tasks": 2, "windows_updates": 2, "calibration_tasks": 2, "evaluation_tasks": 2,
@@ -141,7 +143,60 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
         train_embedded(out=tmp_path / "file", **TINY)
     with pytest.raises(UsageError, match="no such page"):
         train_embedded(out=tmp_path / "out", page=tmp_path / "nothing.md", **TINY)
+    page = tmp_path / "page.md"
+    for content, problem in ((b"no marks", "no marks"), (b"\xff<!-- fill name --><!-- /fill -->", "cannot be read as text")):
+        page.write_bytes(content)
+        with pytest.raises(UsageError, match=problem):
+            train_embedded(out=tmp_path / "out", page=page, **TINY)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["looks-*.safetensors", "scenes-small-*.npz"])
+def test_what_was_damaged_since_is_told_and_made_again_if_deleted(tmp_path: Path, name: str) -> None:
+    whole = trained_bytes(tmp_path)
+    (path,) = (tmp_path / "work").glob(name)
+    path.write_bytes(path.read_bytes()[:1000])
+    if path.suffix == ".npz":
+        for other in (tmp_path / "work").glob("looks-*"):
+            other.unlink()
+    with pytest.raises(RunError) as caught:
+        trained_bytes(tmp_path)
+    assert caught.value.where == str(path)
+    assert "Delete it" in caught.value.cure
+    path.unlink()
+    assert trained_bytes(tmp_path) == whole
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(WriteFailed) as caught:
+        trained_bytes(tmp_path)
+    assert Path(caught.value.where).name.startswith("looks-")
+    assert not list((tmp_path / "work").glob("looks-*.safetensors"))
+
+
+def test_no_card_stays_beside_weights_that_it_is_not_about(tmp_path: Path) -> None:
+    os.replace(random_weights(tmp_path), tmp_path / embedded.WEIGHTS)
+    embedded._remove_card_of_others(tmp_path)
+    write_json(tmp_path / embedded.CARD, {"network": embedded._facts_of(tmp_path / embedded.WEIGHTS)})
+    (tmp_path / embedded.PAGE).write_text("the card", encoding="utf-8")
+    embedded._remove_card_of_others(tmp_path)
+    assert (tmp_path / embedded.CARD).is_file()
+    assert (tmp_path / embedded.PAGE).is_file()
+    os.replace(random_weights(tmp_path, seed=1), tmp_path / embedded.WEIGHTS)
+    embedded._remove_card_of_others(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [embedded.WEIGHTS]
+
+
+def test_looks_without_their_losses_are_made_again(tmp_path: Path) -> None:
+    whole = trained_bytes(tmp_path)
+    (path,) = (tmp_path / "work").glob("looks-*.json")
+    path.unlink()
+    assert trained_bytes(tmp_path) == whole
+    assert path.is_file()
 
 
 @pytest.mark.slow
@@ -171,3 +226,10 @@ def test_from_seeds_to_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert f"written: {folder / embedded.WEIGHTS}" in printed
     assert read_json(path)["network"] == card["network"]
     assert (folder / embedded.WEIGHTS).read_bytes() == weights
+
+
+def test_what_is_nearly_one_is_told_with_more_digits() -> None:
+    assert _embedded_card.shown({"value": 0.99996, "low": 0.99981, "high": 1.0}) == "0.9999 [0.9998, 1.0000]"
+    assert _embedded_card.shown({"value": 0.9854, "low": 0.98, "high": 0.99}) == "0.985 [0.98, 0.99]"
+    assert _embedded_card.shown({"value": 4.2281, "low": 4.1354, "high": 4.3141}) == "4.228 [4.14, 4.31]", "a mean score is no share"
+    assert _embedded_card.shown({"value": 0.995, "low": 0.99, "high": 0.999}, signed=True) == "**+0.995 [+0.99, +1.00]**"

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,6 @@ from tests.vendors import CHAT_VENDORS, PLANTED_KEY, SLOW, VENDORS, Server, Vend
 COUNT = 4
 WINDOW = Path(__file__).parents[1] / "data" / "babyai_window.npz"
 """What happened in a BabyAI world in so many actions; `tests/test_embedded.py` compares it with the world."""
-SHIPPED = Path(str(files("guerdon.providers"))) / "weights" / "babyai.safetensors"
 
 
 def request(answer: Text | Scores) -> Request:
@@ -63,12 +61,8 @@ def _replay(tmp_path: Path, _server: Server, _monkeypatch: pytest.MonkeyPatch) -
     return Replay.build(str(tmp_path))
 
 
-def _embedded(tmp_path: Path, _server: Server, _monkeypatch: pytest.MonkeyPatch) -> Provider:
-    if SHIPPED.is_file():
-        return Embedded.build()
-    from tests.embedded_weights import random_weights
-
-    return Embedded.build(str(random_weights(tmp_path)))
+def _embedded(_tmp_path: Path, _server: Server, _monkeypatch: pytest.MonkeyPatch) -> Provider:
+    return Embedded.build()
 
 
 def _asked(vendor: Vendor) -> Callable[[Path, Server, pytest.MonkeyPatch], Provider]:

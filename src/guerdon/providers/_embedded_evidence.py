@@ -100,8 +100,10 @@ def parts_of(evidence: Evidence, subject: Subject) -> tuple[Part, ...]:
     actions = (evidence.actions,) if subject.other is None else (evidence.actions, evidence.other_actions)
     lengths = tuple(part.stop - part.start for part in subject.parts)
     frames, counts = evidence.frames, tuple(length + 1 for length in lengths)
-    if lengths != tuple(map(len, actions)) or len(frames) > sum(counts) or (len(actions) == 1 and evidence.other_actions):
+    if lengths != tuple(map(len, actions)) or (len(actions) == 1 and evidence.other_actions):
         raise Unsupported("numbers_do_not_fit")
+    if len(frames) > sum(counts):
+        raise Unsupported("more_pictures_than_observations")
     shown = (len(frames),) if len(counts) == 1 else _shown_of_pair(counts, len(frames))
     if any(some < min(count, 2) for some, count in zip(shown, counts, strict=True)):
         raise Unsupported("numbers_do_not_fit")

@@ -6,6 +6,7 @@ is from done and whether an action served it are the network's, as probabilities
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -18,6 +19,8 @@ from guerdon.providers._embedded_words import asks, named
 VERDICTS: tuple[str, ...] = ("hinders", "does not matter", "serves")
 _NEARER = 0.5
 """Actions by which a way must become shorter or longer to be said so."""
+_CERTAIN = 0.9
+"""Probability from which the number of sub-tasks that are done is said without a reservation."""
 
 
 def action_lines(seen: Seen, *, verdicts: bool) -> list[str]:
@@ -51,6 +54,8 @@ def summary(seen: Seen) -> str:
         told.append(f"To be done next: '{seen.phrases[done]}', about {_actions(float(seen.distance[done, -1]))} to go.")
         if later := seen.phrases[done + 1 :]:
             told.append(f"After that: {_quoted(later)}.")
+    if seen.due[-1, done] < _CERTAIN:
+        told.append("That is the most likely; what is shown leaves it open how much is done.")
     told.append(f"In all, {_share(float(seen.progress[-1]))} of the instruction is done.")
     return " ".join(told)
 
@@ -60,7 +65,7 @@ def changes(before: Scene, after: Scene, goal: Sequence[str] = (), *, nearer: fl
 
     Args:
         goal: the things that the sub-task is about which is due, the one that is to be reached now first.
-        nearer: number of actions by which that sub-task is nearer to done in the second one.
+        nearer: number of actions by which that sub-task is nearer to done in the second one; nan if that is not known.
     """
     if before == after:
         return "nothing changed"
@@ -78,7 +83,20 @@ def changes(before: Scene, after: Scene, goal: Sequence[str] = (), *, nearer: fl
         return f"{'came nearer to' if moved else 'turned towards'} the {goal[0]}"
     if nearer < -_NEARER:
         return f"{'walked' if moved else 'turned'} away from the {goal[0]}"
+    if math.isnan(nearer):
+        return "moved" if moved else "turned"
     return f"{'moved' if moved else 'turned'}, neither nearer to the {goal[0]} nor farther from it"
+
+
+def _nearer(seen: Seen, number: int, due: int) -> float:
+    """Number of actions by which an action brought the sub-task that is due nearer, as far as that is known; nan if it is not.
+
+    Far away, what the network reads of the way's length errs by more than one action. Its verdict does not, and is believed: what serves
+    leads nearer. Where the two say the opposite, nothing is known.
+    """
+    said = float(seen.distance[due, number] - seen.distance[due, number + 1])
+    believed = float(np.argmax(seen.verdict[number])) - 1
+    return believed if abs(said) <= _NEARER or said * believed > 0 else math.nan
 
 
 def _told(seen: Seen, number: int, *, verdicts: bool) -> str:
@@ -90,8 +108,8 @@ def _told(seen: Seen, number: int, *, verdicts: bool) -> str:
     elif due == seen.possible:
         told, end = changes(before, after), f"there is no {_either(seen.missing)} to be seen"
     else:
-        phrase, distance = seen.phrases[due], seen.distance[due]
-        told = changes(before, after, _goal(phrase, before), nearer=float(distance[number] - distance[number + 1]))
+        phrase = seen.phrases[due]
+        told = changes(before, after, _goal(phrase, before), nearer=_nearer(seen, number, due))
         end = f"with that '{phrase}' is done" if then > due else ""
     said = VERDICTS[int(np.argmax(seen.verdict[number]))] if verdicts else f"{_share(float(seen.progress[number + 1]))} is done"
     return "; ".join(filter(None, (told, end, said)))

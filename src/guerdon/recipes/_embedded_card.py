@@ -6,12 +6,14 @@ the documentation can be filled with them (`guerdon.recipes._study`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from guerdon.evaluation.raters import NOT_TABLE_ONE
 from guerdon.evaluation.statistics import Estimate
 from guerdon.recipes import _study
+from guerdon.recipes._embedded_evaluation import ALL_ACTIONS
 
 Card = Mapping[str, Any]
 
@@ -37,24 +39,25 @@ _SHORTEST_WAYS = (
     "is measured."
 )
 _CHAINS = (
-    "With a whole chain as instruction it has to find out from the window how much is done already; what a window does not show, nobody "
-    "can know. The rows with full information say how much that is."
+    "With a whole chain as instruction it has to find out from the window how much is done already; what a window does not show, it cannot "
+    "know. The rows with full information say what the same reasoning makes of perfect looks; better reasoning may do better."
 )
 _BEHAVIOUR = (
-    "Its probabilities are calibrated on behaviour as `guerdon collect babyai` records it. On behaviour that strays more, or less, they "
-    "are off."
+    "The reasoning over windows and the calibration have seen behaviour as `guerdon collect babyai` records it, and some that strays more. "
+    "What recordings of another kind of behaviour would do to it was not measured."
 )
 LIMITS = (_PICTURES, _WORDS, _SHORTEST_WAYS, _CHAINS, _BEHAVIOUR)
 
 _MEASURES = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "auroc": "AUROC"}
 _EMBEDDED = ("embedded, sub-task's words", "embedded, whole chain")
-_BLIND = ("per-action majority", "previous, this and next action")
+_BLIND = ("per-action majority", "previous, this and next action", ALL_ACTIONS)
+_TABLE = _BLIND[1]
 _FULL = ("full information, sub-task's words", "full information, whole chain")
 _SIDES = {"alone": "from the picture alone", "within": "within its window"}
 
 
 def tables(card: Card) -> dict[str, str]:
-    """Markdown tables by name: "summary", "controls", "kinds", "actions", "wordings", "progress", "preferences", "calibration",
+    """Markdown tables by name: "summary", "controls", "reading", "kinds", "actions", "wordings", "progress", "preferences", "calibration",
     "engine", "speed", and "agreement NAME" for each distribution."""
     records = card["evaluation"]
     found = {f"agreement {record['name']}": _agreement(record) for record in records}
@@ -66,6 +69,7 @@ def tables(card: Card) -> dict[str, str]:
         "actions": _groups(records, "action", "done"),
         "wordings": _wordings(records),
         "controls": _controls(controlled),
+        "reading": _reading(controlled),
         "progress": _progress(records),
         "preferences": _preferences(records),
         "calibration": _calibration(records),
@@ -104,8 +108,20 @@ def _row(record: Mapping[str, Any], rater: str) -> Mapping[str, Any]:
 
 
 def shown(estimate: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """An estimate of a card for a table; a dash for what is undefined."""
-    return "–" if estimate is None else _study.shown(Estimate(**estimate), signed=signed)
+    """An estimate of a card for a table; a dash for what is undefined. What is nearly 1 is told with more digits: it is not 1."""
+    if estimate is None:
+        return "–"
+    if not signed and _NEARLY_ONE < estimate["value"] <= 1 and estimate["low"] is not None:
+        return f"{_floored(estimate['value'])} [{_floored(estimate['low'])}, {_floored(estimate['high'])}]"
+    return _study.shown(Estimate(**estimate), signed=signed)
+
+
+_NEARLY_ONE = 0.99
+
+
+def _floored(share: float) -> str:
+    """Four decimals, never rounded up to 1."""
+    return f"{math.floor(share * 10_000) / 10_000:.4f}"
 
 
 def _percent(share: float | None) -> str:
@@ -145,8 +161,8 @@ def _groups(records: Iterable[Mapping[str, Any]], title: str, words: str) -> str
         for group, members in by_group.items():
             facts = [record["name"], group, str(members[0]["transitions"]), _percent(members[0]["serving"])]
             by_rater = {row["rater"]: row for row in members}
-            rows.append([*facts, *(shown(by_rater[rater]["auroc"]) for rater in (*_EMBEDDED, _BLIND[1]))])
-    return _study.table(["AUROC on", words, "transitions", "serve", *_EMBEDDED, _BLIND[1]], rows)
+            rows.append([*facts, *(shown(by_rater[rater]["auroc"]) for rater in (*_EMBEDDED, _TABLE))])
+    return _study.table(["AUROC on", words, "transitions", "serve", *_EMBEDDED, _TABLE], rows)
 
 
 def _wordings(records: Iterable[Mapping[str, Any]]) -> str:
@@ -168,6 +184,23 @@ def _controls(records: Iterable[Mapping[str, Any]]) -> str:
         for row in record["controls"]["rows"]
     ]  # fmt: skip
     header = ["on", "words", "control", "AUROC", "change", "AUROC above the table of three actions", "mean score (0 to 10)", "change"]
+    return _study.table(header, rows)
+
+
+def _reading(records: Iterable[Mapping[str, Any]]) -> str:
+    rows = []
+    for record in records:
+        found = record["controls"]["reading"]
+        share = found["differ"] / found["transitions"] if found["transitions"] else None
+        cells = (found[name] for name in ("auroc", "table_auroc", "follows"))
+        changes = (found[name] for name in ("score_change", "score_change_known"))
+        rows.append(
+            [record["name"], *map(shown, cells), _percent(share), *(shown(change, signed=True) for change in changes)]
+        )  # fmt: skip
+    header = [
+        "on", "AUROC with the truth under the wrong words", "of the table of three actions", "higher under the words that it serves",
+        "share of actions that serve only one of the two", "change of the mean score", "for somebody who knows the truth",
+    ]  # fmt: skip
     return _study.table(header, rows)
 
 
@@ -237,14 +270,17 @@ _IN_SHORT = (
 )
 _FULL_INFORMATION = (
     "Full information is the same reasoning over the window, told what each action did and how far there is to go. With a sub-task's own "
-    "words it is right by construction, but for what the reasoning adds to it; with the whole chain it says how much can be known from a "
-    "window (and a little less than that, because the reasoning has learned to live with looks that err)."
+    "words it is right by construction, but for what the reasoning adds to it; with the whole chain it says what this reasoning makes of "
+    "perfect looks. Better reasoning may do better; so may, by chance, looks that err. The network of the actions alone sees eight actions "
+    "before and after, and no picture and no word."
 )
 _HELD_OUT = "The same episodes, every sub-task in a wording that never occurs in recorded data."
 _CONTROLS = (
     "Another window's pictures: those of another episode, with this one's words and actions. Wrong instruction: every sub-task in the "
     "words of another task's that names other things ({visible} of them name things in the picture alone). Backwards: pictures and actions "
-    "in the opposite order. Changes are paired differences, bold where their interval leaves out zero."
+    "in the opposite order; the names of the actions then no longer fit. Changes are paired differences, bold where their interval leaves "
+    "out zero. Most actions do the same for both instructions, so the last table measures verdicts under the wrong words against the truth "
+    "under the wrong words, and how often an action that serves only one of the two scores higher under that one."
 )
 _PROGRESS = (
     "Of every picture that an action led to, judged by the whole chain. Classes are cut as the rater cuts them (equal widths, the best one "
@@ -275,7 +311,7 @@ def page(card: Card) -> str:
         ("Agreement, transition by transition", [_FULL_INFORMATION, *agreement]),
         ("By kind of sub-task, and by action", [found["kinds"], found["actions"]]),
         ("Held-out wordings", [_HELD_OUT, found["wordings"]]),
-        ("Controls", [_CONTROLS.format(visible=visible), found["controls"]]),
+        ("Controls", [_CONTROLS.format(visible=visible), found["controls"], found["reading"]]),
         ("How far the instruction is fulfilled", [_PROGRESS, found["progress"], _PREFERENCES, found["preferences"]]),
         ("Calibration", [found["calibration"]]),
         ("As users get it", [_ENGINE.format(equal=equal), found["engine"]]),

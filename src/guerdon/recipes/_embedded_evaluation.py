@@ -3,13 +3,17 @@
 Per transition, on windows of recorded behaviour: how well does "this action serves the instruction" agree with the simulator? Beside the
 rater stand
 
-- two tables that see no picture and no word, only the actions: how often the same action, or the same three actions in a row, served in
-  worlds of other seeds;
+- guesses that see no picture and no word, only the actions: how often the same action, or the same three actions in a row, served in
+  worlds of other seeds, and what a network learns from eight actions on either side (more than a rater is shown: they reach beyond its
+  window), with and without being told where the sub-task begins and ends, which whoever is given a sub-task's words is told;
 - full information: the same reasoning over the window, but told what each action does and how far there is to go instead of looking. With
   a sub-task's own words it is right by construction wherever it knows the distances; with the whole chain it has to find out from the
-  window how much is done already, so it says what anybody could know;
+  window how much is done already, so it says how well that can be done at least;
 - controls: another window's pictures, other words about the same pictures, and time running backwards. A rater that looks at the pictures
-  and reads the words does worse under each of them.
+  and reads the words does worse under each of them;
+- reading: many actions serve another instruction, too, so scores need not fall much where the words are wrong. What the actions truly did
+  for the wrong words is known as well, and a rater that reads agrees with that instead. On the actions that serve under one of the two
+  instructions and not under the other, a rater that does not read the words is right as often as it is wrong.
 
 Looks are taken with the NumPy network, as users get them. A window's looks are one for each picture and clause, independent of each other,
 so a sub-task's part of a window, and the window backwards, are parts of the same looks.
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -36,12 +40,12 @@ from guerdon.envs._babyai_words import WORDINGS, Clause, Thing
 from guerdon.errors import UsageError
 from guerdon.evaluation.statistics import Estimate
 from guerdon.evaluation.truth import digitise
-from guerdon.metrics import accuracy, auroc, balanced_accuracy, spearman
+from guerdon.metrics import spearman
 from guerdon.providers._embedded_words import named, tokens
 from guerdon.providers.embedded import EQUAL, FULFILLED, SCORES
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import Progress
-from guerdon.seeding import generator
+from guerdon.seeding import generator, stream_seed
 
 if TYPE_CHECKING:
     from guerdon.interfaces import Dataset
@@ -64,8 +68,14 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
 """Groups of actions that agreement is told for."""
 THREE_ACTIONS = "previous, this and next action"
 """The better one of the two tables that see no picture."""
-_DECIMALS = 3
-"""Probabilities are rounded to so many where they are resampled."""
+ALL_ACTIONS = "network of the actions alone"
+ALL_ACTIONS_AND_ENDS = "network of the actions alone, told the sub-task's ends"
+_REACH = 8
+"""Actions on either side that the networks of actions see."""
+_MORE_EPISODES = 4
+"""Times as many episodes that they learn from as tables are made from; with four times as many again they gain little."""
+_PASSES, _BATCH, _WIDTH = 8, 256, 64
+"""How often they see each of these, how many at a time, and how wide they are."""
 _GRID = 50
 """Cells that qualities are sorted into where rank correlations are resampled."""
 _NONE = -1
@@ -106,6 +116,7 @@ DISTRIBUTIONS: tuple[Distribution, ...] = (
     ),
     Distribution(name="one-room", words="one-room, 1 to 3 sub-tasks", level="one-room"),
     Distribution(name="four-rooms", words="four-rooms, 1 to 3 sub-tasks", level="four-rooms"),
+    Distribution(name="long", words="two-rooms, 4 to 6 sub-tasks", level="two-rooms", lengths=(4, 6)),
 )  # fmt: skip
 
 
@@ -284,17 +295,24 @@ class Resampling:
         return cls(np.concatenate([np.ones((1, episodes)), draws]).astype(np.float64))
 
     def agreement(self, scores: Array, serves: Booleans, episode: Integers) -> dict[str, Array]:
-        """Measure -> its value on the data and on each resample, for scores in [0, 1] of transitions; 0.5 and more says that it serves."""
-        values, truth, weights = self._cells(np.round(scores, _DECIMALS), serves, episode)
-        functions: dict[str, Callable[[Any, Any, Any], float]] = {
-            "accuracy": lambda found, true, each: accuracy(found >= 0.5, true, each),
-            "balanced_accuracy": lambda found, true, each: balanced_accuracy(found >= 0.5, true, each),
-            "auroc": auroc,
-        }
-        exact = np.ones(len(scores))
+        """Measure -> its value on the data and on each resample, for scores in [0, 1] of transitions; 0.5 and more says that it serves.
+
+        All are exact, ties and the smallest differences between scores included: how often a serving transition of one episode scores above
+        another one of a second episode is counted once for each two episodes, and a resample weighs these counts.
+        """
+        count, said = self.times.shape[1], scores >= 0.5
+        ordered = np.zeros((count, count))
+        for own in np.unique(episode):
+            others = np.sort(scores[(episode == own) & ~serves])
+            below, not_above = (np.searchsorted(others, scores[serves], side) for side in ("left", "right"))
+            ordered[:, own] = np.bincount(episode[serves], (below + not_above) / 2, count)
+        yes, no, right_yes, right_no = (
+            self.times @ np.bincount(episode[own], minlength=count) for own in (serves, ~serves, serves & said, ~(serves | said))
+        )
         return {
-            name: self._measured(function(scores, serves, exact), [function(values, truth, each) for each in weights[1:]], episode)
-            for name, function in functions.items()
+            "accuracy": self._shares(right_yes + right_no, yes + no, episode),
+            "balanced_accuracy": self._shares(right_yes * no + right_no * yes, 2 * yes * no, episode),
+            "auroc": self._shares(((self.times @ ordered) * self.times).sum(1), yes * no, episode),
         }
 
     def rank_correlation(self, first: Array, second: Array, episode: Integers) -> Array:
@@ -306,8 +324,11 @@ class Resampling:
         """The mean on the data and on each resample; NaN where there is nothing."""
         count = self.times.shape[1]
         sums, sizes = np.bincount(episode, values, count), np.bincount(episode, minlength=count)
-        totals = self.times @ sizes
-        value, *resampled = np.divide(self.times @ sums, totals, out=np.full(len(totals), np.nan), where=totals > 0).tolist()
+        return self._shares(self.times @ sums, self.times @ sizes, episode)
+
+    def _shares(self, parts: Array, wholes: Array, episode: Integers) -> Array:
+        """Their quotients; NaN for parts of nothing."""
+        value, *resampled = np.divide(parts, wholes, out=np.full(len(wholes), np.nan), where=wholes > 0).tolist()
         return self._measured(value, resampled, episode)
 
     def _measured(self, value: float, resampled: Sequence[float], episode: Integers) -> Array:
@@ -368,6 +389,75 @@ def _share_by_key(keys: Integers, serves: Array, asked: Integers, fallback: Arra
     total = np.bincount(own, minlength=number.max() + 1)
     served = np.bincount(own, weights=serves, minlength=number.max() + 1)
     return np.where(total[theirs] > 0, served[theirs] / np.maximum(total[theirs], 1), fallback)
+
+
+def actions_around(windows: Sequence[Window], *, ends: bool) -> Integers:
+    """The actions around each transition of windows that stand by episode and time, (N, 17): eight before it, itself, eight after it.
+
+    7 stands for what lies before the beginning, 8 for what lies after the end: of the episode, or with `ends` of the sub-task.
+    """
+    begun, over = len(Action), len(Action) + 1
+    found = []
+    for _, members in groupby(windows, key=lambda window: window.episode):
+        own = list(members)
+        taken, due = np.concatenate([window.actions for window in own]), np.concatenate([_due(window) for window in own])
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(taken, _REACH, constant_values=(begun, over)), 2 * _REACH + 1).copy()
+        if ends:
+            least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+            theirs = np.lib.stride_tricks.sliding_window_view(np.pad(due, _REACH, constant_values=(least, most)), 2 * _REACH + 1)
+            around[theirs < due[:, None]], around[theirs > due[:, None]] = begun, over
+        found.append(around)
+    return np.concatenate(found).astype(np.int64)
+
+
+def guess_from_actions(around: Integers, contribution: Array, asked: Integers, *, seed: int) -> Array:
+    """What a small network learns from the actions around transitions (N, 17) and what those did (N,), and says about others: (M,)
+    probabilities that they serve. Equal arguments give equal numbers on the same machine."""
+    import torch
+    from torch import nn
+
+    from guerdon.networks import seeded
+
+    def features(numbers: Integers) -> torch.Tensor:
+        return nn.functional.one_hot(torch.from_numpy(numbers), len(Action) + 2).flatten(1).float()
+
+    known = ~np.isnan(contribution)
+    if not known.any():
+        return np.zeros(len(asked))
+    inputs, serves = features(around[known]), torch.tensor(contribution[known] > 0).float()
+    with seeded(seed, "guess from actions"):
+        layers = (nn.Linear(inputs.shape[1], _WIDTH), nn.ReLU(), nn.Dropout(0.3), nn.Linear(_WIDTH, 1))
+        network = nn.Sequential(*layers)
+        adam = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
+        for _ in range(_PASSES):
+            order = torch.randperm(len(inputs))
+            for start in range(0, len(order), _BATCH):
+                rows = order[start : start + _BATCH]
+                adam.zero_grad()
+                loss = nn.functional.binary_cross_entropy_with_logits(network(inputs[rows])[:, 0], serves[rows])
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+    network.eval()
+    with torch.no_grad():
+        return np.asarray(network(features(asked))[:, 0].sigmoid().numpy(), np.float64)
+
+
+def guesses_from_actions(distribution: Distribution, windows: Sequence[Window], *, seed: int, tasks: int) -> dict[str, Array]:
+    """`ALL_ACTIONS` and `ALL_ACTIONS_AND_ENDS` -> (N,) probabilities that the transitions of `windows` serve, learned from episodes of
+    other seeds. Raises EnvironmentFailed."""
+    lessons: dict[str, list[Integers]] = {ALL_ACTIONS: [], ALL_ACTIONS_AND_ENDS: []}
+    contribution = []
+    for part in range(_MORE_EPISODES):  # their pictures would not fit into memory together
+        drawn = draw_windows(distribution, seed=stream_seed(seed, "guess from actions", part), tasks=tasks)
+        contribution.append(np.concatenate([np.asarray(window.contribution, np.float64) for window in drawn]))
+        for name, some in lessons.items():
+            some.append(actions_around(drawn, ends=name == ALL_ACTIONS_AND_ENDS))
+    return {
+        name: guess_from_actions(
+            np.concatenate(some), np.concatenate(contribution), actions_around(windows, ends=name == ALL_ACTIONS_AND_ENDS), seed=seed
+        )
+        for name, some in lessons.items()
+    }
 
 
 # --- controls -------------------------------------------------------------------------------------------------------------------------
@@ -474,6 +564,29 @@ def full_information(window: Window, looks: Looks) -> Looks:
             if finished:
                 complete[number, step, action] = _CERTAIN
     return replace(looks, classes=classes, completes=complete, distance=distance, done=done)
+
+
+def contribution_to(window: Window, phrases: Sequence[str]) -> Array:
+    """(T,) what each action did for other words: of each sub-task's part of a window, for the phrase in that sub-task's place.
+
+    1 served, 0 changed nothing, -1 hindered, as the simulator's own labels say it. NaN where a distance is infinite, where a thing that is
+    named is not to be seen, and after the action that completed the phrase in this part: from then on nothing is asked for any more.
+    """
+    from guerdon.recipes._embedded_data import UNKNOWN, classified, completes
+
+    scenes, there = [scene_of(picture) for picture in window.pictures], things_in(window.pictures[0])
+    found = np.full(len(window.actions), np.nan)
+    for part in _parts(window):
+        phrase = phrases[part.clause]
+        clause = clause_of(phrase)
+        for step in range(part.start, part.stop if set(named(phrase)) <= there else part.start):
+            (before, pose), (after, reached) = scenes[step], scenes[step + 1]
+            finished = completes(clause, before, Action(int(window.actions[step])), after, reached)
+            known = classified(distance_field(before, clause)[pose], 0.0 if finished else distance_field(after, clause)[reached])
+            found[step] = np.nan if known == UNKNOWN else known - 1
+            if finished:
+                break
+    return found
 
 
 def things_in(picture: Frames) -> frozenset[str]:
@@ -590,12 +703,14 @@ def try_distribution(job: Job, progress: Progress) -> Tried:
     `EmbeddedNetwork.load`."""
     from guerdon.providers._embedded_network import EmbeddedNetwork
 
-    network, steps = EmbeddedNetwork.load(job.weights), _Steps(progress, 6)
+    network, steps = EmbeddedNetwork.load(job.weights), _Steps(progress, 7)
     windows = [window for window in draw_windows(job.distribution, seed=job.seed, tasks=job.tasks) if window.task not in job.known_tasks]
     asked = transitions_of(windows)
     resampling = Resampling.of(int(asked.episode.max()) + 1, seed=job.seed, resamples=job.resamples)
     steps.done()
     tables = blind_tables(transitions_of(draw_windows(job.distribution, seed=job.blind_seed, tasks=job.tasks)), asked)
+    steps.done()
+    guesses = guesses_from_actions(job.distribution, windows, seed=job.blind_seed, tasks=job.tasks)
     steps.done()
     looks = [looks_at(network, window.pictures, window.phrases) for window in windows]
     steps.done()
@@ -608,6 +723,7 @@ def try_distribution(job: Job, progress: Progress) -> Tried:
         "embedded, whole chain": right.whole,
         "per-action majority": tables[0],
         THREE_ACTIONS: tables[1],
+        **guesses,
         "full information, sub-task's words": exact.parts,
         "full information, whole chain": exact.whole,
     }
@@ -683,6 +799,45 @@ class _Measured:
         own = self.transitions.known
         return self.resampling.mean((verdicts @ np.array(SCORES))[own], self.transitions.episode[own])
 
+    def reading(self, right: Array, wrong: Array, table: Array, truth: Array) -> Record:
+        """Whether verdicts follow the words: (N, 3) with the right ones and with wrong ones, beside the truth under the wrong words (N,).
+
+        Returns:
+            on the transitions whose contribution is known under both: "transitions"; "serving" and "serving_wrong", the shares that serve;
+            "auroc" under the wrong words, and "table_auroc" of a table of actions (N,), against the truth under the wrong words;
+            "score_change" of the mean score, and "score_change_known", what it is for somebody who knows the truth.
+            On those that serve under one and not under the other: "differ", their number; "differ_auroc" and "differ_auroc_wrong", of the
+            scores under each against its own truth, whose mean is one half without reading; "follows", the share that scores higher under
+            the words that it serves (ties count half).
+        """
+        both = self.transitions.known & ~np.isnan(truth)
+        one, other, episode = self.transitions.serves, truth > 0, self.transitions.episode
+        differ = both & (one != other)
+        worth = dict(zip((-1.0, 0.0, 1.0), SCORES, strict=True))
+
+        def agree(scores: Array, serves: Booleans, among: Booleans) -> Record | None:
+            return estimate(self.resampling.agreement(scores[among], serves[among], episode[among])["auroc"])
+
+        def mean(values: Array, among: Booleans) -> Record | None:
+            return estimate(self.resampling.mean(values, episode[among]))
+
+        scored = (wrong - right) @ np.array(SCORES)
+        ideal = [worth[after] - worth[before] for before, after in zip(self.transitions.contribution[both], truth[both], strict=True)]
+        towards = np.sign((right - wrong)[:, 2]) * np.where(one, 1, -1)
+        return {
+            "transitions": int(both.sum()),
+            "serving": float(one[both].mean()) if both.any() else None,
+            "serving_wrong": float(other[both].mean()) if both.any() else None,
+            "auroc": agree(wrong[:, 2], other, both),
+            "table_auroc": agree(table, other, both),
+            "score_change": mean(scored[both], both),
+            "score_change_known": mean(np.array(ideal), both),
+            "differ": int(differ.sum()),
+            "differ_auroc": agree(right[:, 2], one, differ),
+            "differ_auroc_wrong": agree(wrong[:, 2], other, differ),
+            "follows": mean((1 + towards[differ]) / 2, differ),
+        }
+
     def by_kind(self, raters: Mapping[str, Array]) -> list[Record]:
         """Agreement by the kind of the clause that is due, of verdicts or probabilities by name."""
         kinds = {str(kind): self.transitions.kind == kind for kind in np.unique(self.transitions.kind)}
@@ -723,7 +878,7 @@ def _controls(
 
     Returns:
         "rows": {"control", "words", "auroc", "score", "auroc_change", "score_change", "auroc_above_table"}, an estimate each; and
-        "in_the_picture", see `WrongWords`.
+        "in_the_picture", see `WrongWords`; and "reading", see `_Measured.reading`, with each sub-task's words.
     """
     others = other_pictures(windows, seed=seed)
     wrong = wrong_words(windows, seed=seed)
@@ -755,7 +910,10 @@ def _controls(
                     "auroc_above_table": estimate(auroc_after - blind),
                 }
             )
-    return {"rows": rows, "in_the_picture": wrong.in_the_picture}
+    pairs = zip(windows, wrong.phrases, strict=True)
+    truth = np.concatenate([contribution_to(window, phrases) for window, phrases in pairs])
+    reading = measured.reading(right.parts, by_control["wrong instruction"].parts, table, truth)
+    return {"rows": rows, "in_the_picture": wrong.in_the_picture, "reading": reading}
 
 
 def _progress(found: Fulfilment, episode: Integers, resampling: Resampling, seed: int) -> Record:
@@ -861,7 +1019,8 @@ def speed(job: SpeedJob, progress: Progress) -> list[Record]:
 
 def without_ground_truth(dataset: Dataset, out: Path) -> Path:
     """Writes a copy of a dataset that holds pictures, actions and words, and neither privileged fields nor what the recorder wrote about
-    the episodes (the simulator's seeds among it). Returns its folder. Raises DatasetError, WriteFailed."""
+    the episodes (the simulator's seeds among it). Where each sub-task begins and ends stays: it belongs to the words, and nobody could be
+    asked by a sub-task's own words without it. Returns its folder. Raises DatasetError, WriteFailed."""
     from guerdon.datasets.minari import RecordedEpisode, write_minari
 
     def episodes() -> Iterator[RecordedEpisode]:
@@ -926,7 +1085,7 @@ def through_the_engine(job: EngineJob, progress: Progress) -> Record:
     steps = _Steps(progress, 2 + 2 * len(ways))
     data, bare = job.folder / "data", job.folder / "data-without-truth"
     if not data.exists():
-        collect_babyai(Collect(out=data, tasks=job.tasks, demonstrations=2, seed=job.seed))
+        collect_babyai(Collect(out=data, tasks=job.tasks, demonstrations=1, seed=job.seed))
     steps.done()
     if not bare.exists():
         without_ground_truth(open_dataset(data), bare)

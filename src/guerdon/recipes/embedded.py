@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from guerdon.errors import UsageError
+from guerdon.errors import RunError, UsageError
 from guerdon.providers._embedded_file import is_name
 from guerdon.recipes import _embedded_card, _study
 from guerdon.recipes.parallel import run_apart, run_jobs
@@ -64,7 +64,7 @@ class Sizes:
     evaluation_tasks: int
     """Demonstrated tasks of each distribution that the rater is tried on."""
     engine_tasks: int
-    """Tasks of the dataset that is labelled through the engine; each is demonstrated twice."""
+    """Tasks of the dataset that is labelled through the engine."""
 
     def __post_init__(self) -> None:
         for name, size in asdict(self).items():
@@ -75,7 +75,7 @@ class Sizes:
 
 FULL = Sizes(
     layouts=10_000, looks_updates=12_000, windows_tasks=100, windows_updates=2000, calibration_tasks=40, evaluation_tasks=150,
-    engine_tasks=20,
+    engine_tasks=40,
 )  # fmt: skip
 QUICK = Sizes(
     layouts=100, looks_updates=300, windows_tasks=12, windows_updates=200, calibration_tasks=6, evaluation_tasks=12, engine_tasks=2
@@ -105,7 +105,7 @@ class Config:
     evaluation_tasks: int | None = None
     """Demonstrated tasks of each distribution that the rater is tried on."""
     engine_tasks: int | None = None
-    """Tasks of the dataset that is labelled through the engine; each is demonstrated twice."""
+    """Tasks of the dataset that is labelled through the engine."""
     channels: int | None = None
     """Channels of the network's grid; as it is shipped if not given."""
     blocks: int | None = None
@@ -151,13 +151,14 @@ def train_embedded(config: Config) -> Path:
     Raises:
         UsageError, RunError, WriteFailed, EnvironmentFailed, MissingExtra: each says what to do.
     """
-    if config.page is not None and not config.page.is_file():
-        raise UsageError("there is no such page", where=str(config.page), cure="Give one that holds marks: <!-- fill KEY --><!-- /fill -->")
+    if config.page is not None:
+        _check_page(config.page)
     folder, sizes, watch = config.out, config.sizes, _Watch(config)
     write_json(folder / "work" / "settings.json", as_record(config))  # a folder that cannot be written is told now, and not in the end
     network, learned = _trained(config, watch)
     weights = folder / WEIGHTS
     _write_weights(weights, network, config.name)
+    _remove_card_of_others(folder)
     evaluation = _evaluation(config, watch, weights=weights, known_tasks=learned.tasks)
     card = {
         "name": config.name,
@@ -184,6 +185,25 @@ def train_embedded(config: Config) -> Path:
     if config.page is not None:
         _study.fill_page(config.page, partial(_embedded_card.value_of, card=written))
     return folder / CARD
+
+
+def _check_page(path: Path) -> None:
+    """Raises UsageError for a page that nothing could be filled in on: now, and not after all the work."""
+    keys: list[str] = []
+
+    def noted(key: str) -> str:
+        keys.append(key)
+        return ""
+
+    try:
+        _study.filled(path.read_text(encoding="utf-8"), noted)
+        problem = "" if keys else "the page holds no marks"
+    except FileNotFoundError:
+        problem = "there is no such page"
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"the page cannot be read as text ({type(error).__name__})"
+    if problem:
+        raise UsageError(problem, where=str(path), cure="Give one that holds marks: <!-- fill KEY --><!-- /fill -->")
 
 
 def _rounded(value: Any) -> Any:
@@ -275,10 +295,11 @@ def _looks(config: Config, watch: _Watch) -> tuple[TorchNetwork, dict[str, float
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     path = _work(config, "looks", [config.sizes.layouts, asdict(settings), shapes], "safetensors")
     losses: dict[str, float] = {}
-    if path.is_file():
+    if path.is_file() and path.with_suffix(".json").is_file():
         watch.kept("data", path.with_name(path.name + ".data"))
         watch.kept("looks", path)
-        network.load_state_dict(storage.load_file(path))
+        with _reading(path):
+            network.load_state_dict(storage.load_file(path))
         return network, dict(read_json(path.with_suffix(".json")))
     scenes = _scenes(config, watch)
     began = time.monotonic()
@@ -289,7 +310,8 @@ def _looks(config: Config, watch: _Watch) -> tuple[TorchNetwork, dict[str, float
     watch.finished(path.with_name(path.name + ".data"), watch.seconds["data"])
     watch.finished(path, time.monotonic() - began)
     with writing(path) as temporary:
-        storage.save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary)
+        # Not by the library's own function for files: a full disk is no OSError of it.
+        temporary.write_bytes(storage.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
     return network, losses
 
 
@@ -304,7 +326,7 @@ def _scenes(config: Config, watch: _Watch) -> dict[str, Scenes]:
         path = _work(config, f"scenes-{level}", [config.sizes.layouts, asdict(_embedded_data.Variety())], "npz")
         if path.is_file():
             watch.kept("data", path)
-            with np.load(path) as arrays:
+            with _reading(path), path.open("rb") as kept, np.load(kept) as arrays:
                 found[level] = _embedded_data.Scenes(level=level, **dict(arrays))
             continue
         began = time.monotonic()
@@ -315,6 +337,16 @@ def _scenes(config: Config, watch: _Watch) -> dict[str, Scenes]:
         with writing(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)
     return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises RunError if what an earlier call left in `path` cannot be read."""
+    try:
+        yield
+    except Exception as error:
+        what = f"cannot be read ({type(error).__name__}): it was damaged after it had been written"
+        raise RunError(what, where=str(path), cure="Delete it; the same command then makes it again.") from error
 
 
 def _work(config: Config, name: str, settings: Any, ending: str) -> Path:
@@ -397,6 +429,14 @@ def _write_weights(path: Path, network: TorchNetwork, name: str) -> None:
     from guerdon.recipes._embedded_torch import export
 
     write_weights(path, export(network), name=name)
+
+
+def _remove_card_of_others(folder: Path) -> None:
+    """Removes a card that is about other weights than those that now lie beside it: until the new one is written, there is none."""
+    described = read_json(folder / CARD) if (folder / CARD).is_file() else None
+    if described is not None and described.get("network", {}).get("digest") != digest((folder / WEIGHTS).read_bytes()):
+        for name in (CARD, PAGE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _facts_of(weights: Path) -> dict[str, Any]:

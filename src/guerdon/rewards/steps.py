@@ -440,7 +440,10 @@ def judgements(label_sets: Sequence[LabelSet], dataset: Dataset, look: Look) -> 
     chosen = _without_overruled(_once(chosen))
     if not chosen:
         total = sum(len(label_set.labels) for label_set in label_sets)
-        raise RewardError(f"none of the {total} labels carries a value", cure="Label again; what failed is asked again.")
+        raise RewardError(
+            f"none of the {total} labels carries a value",
+            cure="Label again (--retry-failed asks again what failed for good), or ask another rater.",
+        )
     return _Collector(dataset, look, kind, levels).collect(chosen)
 
 
