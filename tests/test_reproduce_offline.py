@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from guerdon.errors import UsageError
 from guerdon.labels import LabelSet
 from guerdon.recipes import reproduce_offline
-from guerdon.recipes.reproduce_offline import Config, distilled_fidelity, policy_table, reward_agreement, tables, value_of
-from guerdon.records import Label
+from guerdon.recipes.reproduce_offline import Config, distilled_fidelity, per_length, policy_table, reward_agreement, tables, value_of
+from guerdon.records import Annotation, EpisodeInfo, Label
 from tests.memory import MemoryDataset, MemoryEpisode
 
 
@@ -73,6 +74,17 @@ def test_tables_and_marks() -> None:
         value_of("something else", record)
 
 
+def test_no_more_tasks_are_tried_than_were_recorded() -> None:
+    class Recorded:
+        def episodes(self) -> Iterator[EpisodeInfo]:
+            for number, (length, name) in enumerate([(1, "a"), (1, "a"), (1, "b"), (1, "c"), (2, "d"), (2, "e"), (2, "e")]):
+                yield EpisodeInfo(number, 5, True, False, (Annotation("go"),), {"task": {"length": length, "id": name}})
+
+    dataset: Any = Recorded()
+    assert per_length(dataset, most=20) == 2
+    assert per_length(dataset, most=1) == 1
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(UsageError, match="part of the study"):
         Config(parts=("mars",))
@@ -87,7 +99,7 @@ def test_the_whole_study_small(tmp_path: Path) -> None:
     page.write_text("<!-- fill table models --><!-- /fill -->\n<!-- fill table fidelity --><!-- /fill -->\n", encoding="utf-8")
     small = Config(
         out=tmp_path / "study", page=page, parts=("drawer-open-v3", "distillation", "consistency"), seeds=2, pictures=60, demonstrations=8,
-        layouts=3, tasks=1, updates=20, picture_updates=5, fit_updates=4, repeats=2, size=48, jobs=1, quiet=True,
+        layouts=3, tasks=5, updates=20, picture_updates=5, fit_updates=4, repeats=2, size=48, jobs=1, quiet=True,
     )  # fmt: skip
     first = reproduce_offline.reproduce(small)
     record = json.loads(first[0].read_text())

@@ -86,7 +86,8 @@ class Config:
     layouts: int = 30
     """BabyAI: tasks, each demonstrated five times."""
     tasks: int = 20
-    """Tasks on which each policy is tried, from recorded and from other starts."""
+    """Most tasks of each number of sub-tasks on which each policy is tried, from recorded and from other starts: no more than were
+    recorded."""
     updates: int | None = None
     """Gradient steps of each policy; as `guerdon train` if not given."""
     picture_updates: int = 700
@@ -246,9 +247,19 @@ def _policies(config: Config, run: Path, arms: Mapping[str, str], models: Sequen
         jobs += jobs_of(TrainConfig(rewards=(name,), **seeds, **shared))
     train_jobs(jobs, workers=config.jobs, quiet=config.quiet)
     rows = evaluate(
-        run=run, arms=("random", *names, "bc"), per_length=config.tasks, lengths=(), rollouts=0, jobs=config.jobs, quiet=config.quiet
-    )
+        run=run, arms=("random", *names, "bc"), per_length=per_length(dataset_of(Run.open(run)), most=config.tasks), lengths=(), rollouts=0,
+        jobs=config.jobs, quiet=config.quiet,
+    )  # fmt: skip
     return [{**row, "arm": names.get(row["arm"], (row["arm"], None))[0]} for row in rows]
+
+
+def per_length(dataset: Dataset, *, most: int) -> int:
+    """How many tasks of each number of sub-tasks policies can be tried on: as many as were recorded of every one, at most `most`."""
+    recorded: dict[int, set[str]] = {}
+    for info in dataset.episodes():
+        task = info.metadata["task"]
+        recorded.setdefault(task["length"], set()).add(task["id"])
+    return min(most, *(len(tasks) for tasks in recorded.values()))
 
 
 # --- distillation -------------------------------------------------------------------------------------------------------------------
