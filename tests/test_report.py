@@ -300,6 +300,15 @@ def test_a_known_price_is_shown(tmp_path: Path) -> None:
     page = plain(build(run.path, dataset=dataset()).read_text(encoding="utf-8"))
     assert "sent 48 requests and cost $1.23" in page
     assert "scripted" not in page
+    assert "no evidence" not in page
+
+
+def test_the_rater_of_the_package_is_named_as_such(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    add_labels(run, "embedded:babyai-1", dollars=0.0)
+    page = plain(build(run.path, dataset=dataset()).read_text(encoding="utf-8"))
+    assert "Labels come from guerdon's own embedded rater: no evidence about general VLMs. “embedded:babyai-1” sees the pictures" in page
+    assert "built on ground truth" not in page
 
 
 def test_what_several_label_sets_cost_is_not_counted_twice(tmp_path: Path) -> None:
