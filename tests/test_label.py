@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -280,3 +281,24 @@ def test_batches_are_handed_in_and_collected_by_the_same_command(
         assert main(words) == 0
         assert "0 requests sent now" in capsys.readouterr().out
         assert len(server.jobs) == 2
+
+
+def test_what_is_told_of_several_answers_does_not_depend_on_when_they_came(
+    scripted_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer comes last, and the labels are those of a run in which all of them lay in the store."""
+    from guerdon.providers.scripted import Scripted
+
+    usual = Scripted.ask
+
+    async def late(self: Scripted, request: Any, *, repeat: int = 0) -> Any:
+        await asyncio.sleep(0.02 * (2 - repeat))
+        return await usual(self, request, repeat=repeat)
+
+    monkeypatch.setattr(Scripted, "ask", late)
+    settings: dict[str, Any] = {"repeats": 3, "keep_votes": True, "vlm": ("scripted:noisy",), "min_coverage": 0.0, "concurrency": 100}
+    live, stored = (label(scripted_data, tmp_path, run=tmp_path / run, **settings) for run in ("live", "stored"))
+    assert stored.results["found"] > 0
+    assert live.labels.labels == stored.labels.labels
+    assert list(live.votes) == [0, 1, 2]
+    assert [list(found) for found in live.votes.values()] == [list(found) for found in stored.votes.values()]

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterat
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -218,7 +219,8 @@ def label(config: Config) -> Labelled:
     }
     run.finish(path, Manifest(as_record(replace(config, store=store.name)), {"dataset": dataset.fingerprint}, results))
     askable = 1.0 - asker.nothing_to_ask / max(len(label_set.labels), 1)
-    return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage * askable, stopped, asker.votes)
+    votes = {repeat: sorted(found, key=in_order) for repeat, found in sorted(asker.votes.items())}
+    return Labelled(path, label_set, results, label_set.coverage >= config.min_coverage * askable, stopped, votes)
 
 
 Settings = TypeVar("Settings", bound=Config)
@@ -424,7 +426,7 @@ class _Asker:
         """Labels of all windows, what it took, and why not all were asked (empty if they were)."""
         config = self._config
         windows = samples.select(self._dataset, config.sampling)
-        answers: dict[Subject, list[list[Label]]] = {}
+        answers: dict[Subject, list[tuple[int, list[Label]]]] = {}
         description = f"asking {', '.join(config.vlm)}"
         stopped = ""
 
@@ -433,7 +435,7 @@ class _Asker:
             if transcript.failure and transcript.failure.cause == "unsupported":
                 self.declined[transcript.failure.code or "no reason given"] += 1
             self.nothing_to_ask += 0 if transcript.exchanges or transcript.sample.subject in answers else len(found)
-            answers.setdefault(transcript.sample.subject, []).append(found)
+            answers.setdefault(transcript.sample.subject, []).append((transcript.repeat, found))
             if config.keep_votes:
                 self.votes.setdefault(transcript.repeat, []).extend(found)
 
@@ -452,7 +454,9 @@ class _Asker:
             stopped = stopped or _under_way(counts)
             labels += self._skipped(answers)
         while answers:  # a large dataset's labels are not to lie in memory twice
-            labels += vote(answers.popitem()[1], self._method.vote, scale=self._method.scale)
+            # By the number of the answer, not by when it came: what is told of a vote must not depend on that.
+            in_turn = [found for _, found in sorted(answers.popitem()[1], key=itemgetter(0))]
+            labels += vote(in_turn, self._method.vote, scale=self._method.scale)
         return labels, counts, stopped
 
     def _note(self) -> str:
