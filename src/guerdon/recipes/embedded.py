@@ -9,8 +9,8 @@ Five stages, each with seeds that no other stage uses:
     evaluation    on yet others, beside blind tables, full information and controls (`_embedded_evaluation`)
 
 Reads nothing. Writes OUT/babyai.safetensors (the weights), OUT/babyai.json (the card) and OUT/babyai.md (the card for people), and keeps in
-OUT/work what the stages made: the same command goes on after the last finished one. All sizes are counts, so that the same seed, sizes
-and number of threads give the same weights, byte by byte, on the same machine.
+OUT/work what the stages made: the same command goes on after the last finished one. All sizes are counts, so that the same seed
+and sizes give the same weights, byte by byte, on the same machine.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Config:
     blocks: int | None = None
     """Convolutions of the network; as it is shipped if not given."""
     threads: int = 2
-    """Threads that training computes with; another number may change the weights in their last bits."""
+    """Threads that training computes with, one or two; makes no difference to what comes out."""
     jobs: int = 0
     """Processes at a time for data and evaluation; as many as there are cores if 0. Makes no difference to what comes out."""
     name: str = "babyai-1"
