@@ -327,3 +327,15 @@ def test_a_reward_teaches_straighter_ways_than_imitation(tmp_path: Path) -> None
 @pytest.mark.timeout(1800)
 def test_a_dense_reward_teaches_shorter_ways_than_imitation() -> None:
     assert learning_test.passes(learning_test.run())
+
+
+def test_a_policy_of_pictures_learns_in_bfloat16(tmp_path: Path) -> None:
+    """One context of automatic precision kept over several updates would go on with the weights that it rounded first."""
+    single = run(tmp_path / "single", "bc", updates=60, loop=Config(sequences=2, context=3, log_every=20, checkpoint_every=20))
+    half = run(
+        tmp_path / "half", "bc", updates=60, loop=Config(sequences=2, context=3, log_every=20, checkpoint_every=20, precision="bfloat16")
+    )
+    ours, theirs = ([line["policy_loss"] for line in metrics(out)] for out in (half, single))
+    assert ours == pytest.approx(theirs, rel=0.1)
+    assert ours != theirs
+    assert ours[-1] < 0.95 * ours[0]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from guerdon.errors import UsageError
 from guerdon.records import (
     EpisodeInfo,
     Exchange,
@@ -326,6 +327,35 @@ class Algorithm(ABC):
     @abstractmethod
     def update(self, batch: Any) -> dict[str, torch.Tensor]:
         """One gradient step on a batch (`guerdon.transitions.Batch`). Returns metrics, not yet synchronised with the host."""
+
+    def learn(self, sampler: Any, count: int, machine: Any) -> dict[str, torch.Tensor]:
+        """`count` gradient steps on a sampler's next batches. Returns the sums of their metrics, not yet synchronised with the host.
+
+        An algorithm that has a quicker way than one `update` after the other overrides this; the numbers are the same but for rounding.
+
+        Args:
+            sampler: a `guerdon.transitions.Sampler`.
+            machine: a `guerdon.machine.Machine`; the networks are on its device already.
+
+        Raises:
+            UsageError: if whole updates are to be compiled, which an algorithm need not offer.
+        """
+        if machine.compiled:
+            what = f"{self.name} compiles no updates of such a policy"
+            raise UsageError(what, cure="Leave out --loop.compile: it is for policies that see a state and follow one instruction.")
+        sums: dict[str, torch.Tensor] = {}
+        for _ in range(count):
+            batch = sampler.draw().to(machine.device)
+            with machine.precision():
+                metrics = self.update(batch)
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value if name in sums else value.clone()
+        return sums
+
+    def to(self, device: torch.device) -> None:
+        """Moves all networks to a device. Raises UsageError if the algorithm knows no other than the processor."""
+        if device.type != "cpu":
+            raise UsageError(f"{self.name} runs on the processor only", cure="Use --loop.device cpu.")
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -11,10 +11,16 @@ All pictures of a batch go through the convolutions at once; only the memory run
 by row, so an output never depends on what else is in the batch. Instructions are read once per distinct text. Vectors that are seen beside
 pictures are added to both looks.
 
+Pictures that come as `guerdon.picture_tiles.Pictures` are looked at once where they repeat, up to where the words that are due come in; the
+result is the same. Under `torch.autocast` convolutions and linear maps of pictures are in the lower precision; reading, memory,
+normalisation and the features that come out are float32.
+
 Where there are vectors and no pictures, they are the state. `StateTrunk` only brings them to a common scale (and adds what the instruction
 says, if there are several); there is no memory, and policy, value and critics are networks of their own on top of it, as in "Offline
 Reinforcement Learning with Implicit Q-Learning" (Kostrikov, Nair, Levine, ICLR 2022). Continuous actions come from a Gaussian whose mean
 lies in [-1, 1].
+
+Pictures without a memory have a trunk of their own, in `guerdon.networks_glimpse`; the heads are those of the remembering policy.
 
 Rows are laid out as in `guerdon.transitions.Rows`, which this module knows as the protocol `Sequences`. In shapes: R rows, B sequences, U
 distinct instructions of at most L tokens, T rows of the longest sequence. Nothing is read from disk or written.
@@ -34,17 +40,24 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from guerdon.errors import UsageError
+from guerdon.networks_glimpse import GlimpseTrunk
+from guerdon.picture_tiles import Pictures
+from guerdon.recurrence import both_ways, one_way
 from guerdon.seeding import stream_seed
+
+AT_ONCE = 64
+"""Pictures that go through several operations together, where what lies between them should stay in the processor's cache."""
 
 
 class Sequences(Protocol):
     """Sequences of observations laid end to end, one row an observation."""
 
     @property
-    def frames(self) -> Mapping[str, Tensor]:
-        """View -> (R, height, width, 3) uint8."""
+    def frames(self) -> Mapping[str, Any]:
+        """View -> (R, height, width, 3) uint8, or `guerdon.picture_tiles.Pictures` of R rows."""
 
     @property
     def previous_action(self) -> Tensor:
@@ -65,6 +78,18 @@ class Sequences(Protocol):
     @property
     def vectors(self) -> Mapping[str, Tensor]:
         """Name -> (R, D) float32."""
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """`Sequences` of some of which there are no rows, without those."""
+
+    frames: Mapping[str, Any]
+    previous_action: Tensor
+    lengths: Tensor
+    instruction: Tensor
+    tokens: Tensor
+    vectors: Mapping[str, Tensor]
 
 
 class Spec(Protocol):
@@ -93,6 +118,10 @@ class Spec(Protocol):
     @property
     def reads(self) -> bool:
         """Whether the instruction matters."""
+
+    @property
+    def memory(self) -> bool:
+        """Whether a policy that sees pictures remembers its episode."""
 
 
 @contextmanager
@@ -171,13 +200,22 @@ class Reader(nn.Module):
     def forward(self, tokens: Tensor) -> Words:
         padding = tokens == 0
         lengths = (~padding).sum(1)
-        packed = nn.utils.rnn.pack_padded_sequence(self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        features, _ = nn.utils.rnn.pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        embedded = self.embedding(tokens)
+        if tokens.device.type == "cpu":
+            features = both_ways(self.recurrent, embedded.transpose(0, 1), lengths).transpose(0, 1)
+        else:
+            with torch.autocast(tokens.device.type, enabled=False):
+                packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+                states = self.recurrent(packed)[0]
+                features, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
         return Words(features, features.sum(1) / lengths[:, None], padding)
 
 
 class Tiles(nn.Module):
-    """Pictures (R, height, width, 3) uint8 -> features of their tiles (R, rows, columns, channels). Edges are padded with black."""
+    """Pictures (R, height, width, 3) uint8 -> features of their tiles (R, rows, columns, channels). Edges are padded with black.
+
+    Of `Pictures`, those of the distinct ones; where these are numbers of tiles, each tile is looked at once.
+    """
 
     def __init__(self, height: int, width: int, tile: int, channels: int) -> None:
         super().__init__()
@@ -186,17 +224,69 @@ class Tiles(nn.Module):
         self.embedding = nn.Linear(3 * tile * tile, channels)
         self.position = nn.Parameter(torch.randn(self.rows, self.columns, channels) * 0.1)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        whole = F.pad(frames, self.edge) if any(self.edge) else frames
-        cut = whole.view(-1, self.rows, self.tile, self.columns, self.tile, 3).transpose(2, 3)
-        pixels = cut.reshape(-1, self.rows, self.columns, 3 * self.tile * self.tile).float()
-        # The linear map of pixels / 127.5 - 1, without two more passes over all pixels.
+    def forward(self, frames: Tensor | Pictures) -> Tensor:
+        if isinstance(frames, Pictures) and frames.library is not None and frames.library.shape[1] == self.tile:
+            each = self._embedded(frames.library.flatten(1).float())
+            embedded = each.index_select(0, frames.distinct.flatten()).view(*frames.distinct.shape, -1)
+        else:
+            pictures = frames.distinct_pixels() if isinstance(frames, Pictures) else frames
+            whole = F.pad(pictures, self.edge) if any(self.edge) else pictures
+            cut = whole.view(-1, self.rows, self.tile, self.columns, self.tile, 3).transpose(2, 3)
+            embedded = self._embedded(cut.reshape(-1, self.rows, self.columns, 3 * self.tile * self.tile).float())
+        return F.relu_(embedded + self.position)
+
+    def _embedded(self, pixels: Tensor) -> Tensor:
+        """The linear map of pixels / 127.5 - 1, without two more passes over all pixels."""
         weight = self.embedding.weight
-        return F.relu(F.linear(pixels, weight / 127.5, self.embedding.bias - weight.sum(1)) + self.position)
+        return F.linear(pixels, weight / 127.5, self.embedding.bias - weight.sum(1))
+
+
+class _NarrowedChange(torch.autograd.Function):
+    """(neighbours, row, both, weight) -> relu(neighbours[row] (1 + scale) + shift) @ weight.T; `both` is scale and shift side by side.
+
+    The same operations as one by one, but for a few pictures at a time, so that what lies between them stays in the processor's cache; on
+    the way back it is computed again, which is cheaper than fetching it. Shapes: (D, P, C), (R,), (R, 2 C), (N, C) -> (R, P, N).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, neighbours: Tensor, row: Tensor, both: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(neighbours, row, both, weight)
+        narrow = neighbours.new_empty(len(row), neighbours.shape[1], len(weight))
+        for part in _parts(row):
+            _, _, change = _NarrowedChange._change(neighbours, row[part], both[part])
+            torch.matmul(change, weight.T, out=narrow[part])
+        return narrow
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        neighbours, row, both, weight = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            of_neighbours, of_both, of_weight = torch.zeros_like(neighbours), torch.empty_like(both), torch.zeros_like(weight)
+            for part in _parts(row):
+                seen, scale, change = _NarrowedChange._change(neighbours, row[part], both[part])
+                of_weight.addmm_(gradient[part].flatten(0, 1).T, change.flatten(0, 1))
+                of_change = torch.ops.aten.threshold_backward(gradient[part] @ weight, change, 0)
+                of_both[part] = torch.cat([torch.mul(seen, of_change, out=change).sum(1), of_change.sum(1)], 1)
+                of_neighbours.index_add_(0, row[part], of_change.mul_(scale))
+            return of_neighbours, None, of_both, of_weight
+
+    @staticmethod
+    def _change(neighbours: Tensor, row: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The neighbours of each row, 1 + scale, and the change."""
+        scale, shift = both[:, None, :].chunk(2, -1)
+        seen, scale = neighbours.index_select(0, row), 1 + scale
+        return seen, scale, torch.addcmul(shift, seen, scale).relu_()
+
+
+def _parts(row: Tensor) -> Iterator[slice]:
+    """Rows that are worked on together; all of them on a graphics card."""
+    at_once = AT_ONCE if row.device.type == "cpu" else max(1, len(row))
+    return (slice(start, start + at_once) for start in range(0, len(row), at_once))
 
 
 class ConditionedConvolution(nn.Module):
-    """Residual 3x3 convolution whose channels a condition (R, condition) scales and shifts. Tiles: (R, rows, columns, channels)."""
+    """Residual 3x3 convolution whose channels a condition (U, condition) scales and shifts. Tiles: (R, rows, columns, channels)."""
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
@@ -204,10 +294,26 @@ class ConditionedConvolution(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.film = nn.Linear(condition, 2 * channels)
 
-    def forward(self, tiles: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.film(condition)[:, None, None, :].chunk(2, -1)
-        neighbours = self.convolution(tiles.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return tiles + F.relu(torch.addcmul(shift, self.norm(neighbours), 1 + scale))
+    def neighbours(self, tiles: Tensor) -> Tensor:
+        """What the convolution sees, whatever the condition is."""
+        seen: Tensor = self.norm(self.convolution(tiles.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).float())
+        return seen
+
+    def change(self, neighbours: Tensor, condition: Tensor, asked: Tensor | None = None) -> Tensor:
+        """What is added to the tiles. `asked` (R,) says under which condition each picture is seen; None: each has its own."""
+        both = self.film(condition)
+        scale, shift = (both if asked is None else both.index_select(0, asked))[:, None, None, :].chunk(2, -1)
+        return F.relu_(torch.addcmul(shift, neighbours, 1 + scale))
+
+    def forward(self, tiles: Tensor, condition: Tensor, asked: Tensor | None = None) -> Tensor:
+        return tiles + self.change(self.neighbours(tiles), condition, asked)
+
+    def narrowed_change(self, tiles: Tensor, row: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+        """A linear map, weight (N, channels), of what is added to the pictures `row` (R,) of `tiles` (D, ...): (R, rows, columns, N)."""
+        neighbours, both = self.neighbours(tiles), self.film(condition).float()
+        with torch.autocast(tiles.device.type, enabled=False):
+            narrow: Tensor = _NarrowedChange.apply(neighbours.flatten(1, 2), row, both, weight)  # type: ignore[no-untyped-call]
+            return narrow.view(len(row), *tiles.shape[1:3], len(weight))
 
 
 class Layout(nn.Module):
@@ -219,9 +325,24 @@ class Layout(nn.Module):
         self.widen = nn.Linear(numbers * tiles.rows * tiles.columns, width)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        narrow: Tensor = self.narrow(tiles)
+        wide: Tensor = self.widen(self.narrow(tiles).flatten(1))
+        return wide
+
+    def of_changed(self, tiles: Tensor, row: Tensor, change: Any, condition: Tensor) -> Tensor:
+        """Of the pictures `row` (R,) of `tiles` (D, ...) after `change`: what is linear is done to each picture once."""
+        narrow = self.narrow(tiles).index_select(0, row) + change.narrowed_change(tiles, row, condition, self.narrow.weight)
         wide: Tensor = self.widen(narrow.flatten(1))
         return wide
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a first look at pictures leaves for the second."""
+
+    tiles: Tensor
+    """(D, rows, columns, channels)."""
+    row: Tensor | None
+    """(R,) int64: which of the D pictures each row shows; None if each row has its own."""
 
 
 class View(nn.Module):
@@ -236,19 +357,47 @@ class View(nn.Module):
         self.early_layout = Layout(self.tiles, channels, config.layout_numbers, width)
         self.late_layout = Layout(self.tiles, channels, config.layout_numbers, width)
 
-    def first_look(self, frames: Tensor, instruction: Tensor) -> tuple[Tensor, Tensor]:
-        """-> tiles to look at again, and their layout (R, width)."""
+    def first_look(self, frames: Tensor | Pictures, instruction: Tensor, asked: Tensor) -> tuple[Look, Tensor]:
+        """-> what to look at again, and the layout (R, width).
+
+        Args:
+            frames: of R rows.
+            instruction: (U, width) each instruction.
+            asked: (R,) int64, which of them goes with each row.
+        """
+        row = None
+        if isinstance(frames, Pictures):
+            row, asked = frames.row, frames.instruction
+        tiles, layout = self._look(frames, instruction, asked)
+        return Look(tiles, row), layout if row is None else layout.index_select(0, row)
+
+    def first_layout(self, frames: Tensor | Pictures, instruction: Tensor, asked: Tensor) -> Tensor:
+        """The layout that `first_look` gives, a few pictures at a time: for where no gradient is wanted and nothing is looked at again."""
+        row = None
+        if isinstance(frames, Pictures):
+            row, asked = frames.row, frames.instruction
+        layout = torch.cat([self._look(frames[part], instruction, asked[part])[1] for part in _parts(asked)])
+        return layout if row is None else layout.index_select(0, row)
+
+    def _look(self, frames: Tensor | Pictures, instruction: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Tiles and layout of each (distinct) picture, seen under the instruction `asked`."""
         tiles = self.tiles(frames)
         for convolution in self.early:
-            tiles = convolution(tiles, instruction)
+            tiles = convolution(tiles, instruction, asked)
         return tiles, self.early_layout(tiles)
 
-    def second_look(self, tiles: Tensor, due: Tensor) -> Tensor:
-        """-> layout (R, width)."""
-        for convolution in self.late:
+    def second_look(self, look: Look, due: Tensor) -> Tensor:
+        """-> layout (R, width). Everything that comes before the words that are due (R, 2 width) is done once for each picture."""
+        tiles, row, later = look.tiles, look.row, list(self.late)
+        if len(later) == 1:
+            row = torch.arange(len(due), device=due.device) if row is None else row
+            layout: Tensor = self.late_layout.of_changed(tiles, row, later[0], due)
+            return layout
+        tiles = tiles if row is None else tiles.index_select(0, row)
+        for convolution in later:
             tiles = convolution(tiles, due)
-        layout: Tensor = self.late_layout(tiles)
-        return layout
+        layout = self.late_layout(tiles)
+        return layout  # noqa: RET504
 
 
 class Standardise(nn.Module):
@@ -319,7 +468,12 @@ class Memory(nn.Module):
         before = seen.new_zeros(len(seen), 2 * seen.shape[2]) if memory is None else memory
         latched, state = before.chunk(2, 1)
         latch = torch.maximum(F.relu(self.notice(seen)).cummax(1).values, latched[:, None])
-        states, _ = self.recurrent(seen + self.noticed(latch), state[None].contiguous())
+        heard = seen + self.noticed(latch)
+        if seen.device.type == "cpu":
+            states = one_way(self.recurrent, heard.transpose(0, 1), state).transpose(0, 1)
+        else:
+            with torch.autocast(seen.device.type, enabled=False):
+                states, _ = self.recurrent(heard.float(), state[None].contiguous())
         history = torch.cat([before[:, None], torch.cat([latch, states], 2)], 1)
         return states, history[torch.arange(len(seen), device=seen.device), lengths]
 
@@ -358,9 +512,22 @@ class Trunk(nn.Module):
         return words
 
     @torch.no_grad()
-    def remember(self, prefix: Sequences | None) -> Tensor | None:
-        """The memory that the rows of `prefix` leave behind, without gradient; None if there are none."""
-        return None if prefix is None else self(prefix)[1]
+    def remember(self, prefix: Sequences | None, words: Words | None = None) -> Tensor | None:
+        """The memory that the rows of `prefix` leave behind, without gradient; None if there are none. `words`: the instructions, if they
+        have been read already."""
+        if prefix is None:
+            return None
+        some = prefix.lengths.nonzero().squeeze(1)  # the others need not wait for the longest
+        memory = torch.zeros(len(prefix.lengths), self.memory_size, device=some.device)
+        if len(some):
+            rows = _Sequences(
+                prefix.frames, prefix.previous_action, prefix.lengths[some], prefix.instruction[some], prefix.tokens, prefix.vectors
+            )
+            words = words or self.read(prefix.tokens)
+            asked = torch.repeat_interleave(rows.instruction, rows.lengths)
+            layouts = [view.first_layout(rows.frames[name], words.summary, asked) for name, view in self._views()]
+            memory[some] = self._remembered(rows, None, _Places(rows.lengths), layouts)[-1]
+        return memory
 
     def forward(self, rows: Sequences, memory: Tensor | None = None, words: Words | None = None) -> tuple[Tensor, Tensor]:
         """-> features (R, width) of each row, and the memory (B, 2 width) after each sequence.
@@ -371,18 +538,32 @@ class Trunk(nn.Module):
             words: the instructions, if they have been read already.
         """
         words = words or self.read(rows.tokens)
-        place = _Places(rows.lengths)
-        instruction = words.summary[rows.instruction][place.sequence]
-        looks = [view.first_look(rows.frames[name], instruction) for name, view in self._views()]
-        felt = [vector(rows.vectors[name]) for name, vector in self._vectors()]
-        early = torch.stack([*(layout for _, layout in looks), *(first for first, _ in felt)]).sum(0)
-        seen = F.relu(self.norm(early + self.previous_action(rows.previous_action)))
-        states, memory = self.memory(place.pad(seen), rows.lengths, memory)
+        place, looks, felt, states, memory = self._until_now(rows, memory, words)
         due = torch.cat([place.rows(states), place.rows(self._attended(states, words, rows.instruction))], 1)
-        layouts = [view.second_look(tiles, due) for (_, view), (tiles, _) in zip(self._views(), looks, strict=True)]
-        late = torch.stack([*layouts, *(second for _, second in felt)]).sum(0)
-        features: Tensor = self.situation(torch.cat([late, due], 1))
+        layouts = [view.second_look(look, due) for (_, view), look in zip(self._views(), looks, strict=True)]
+        late = torch.stack([*layouts, *felt]).sum(0)
+        mixed, norm, rectified = self.situation
+        features: Tensor = rectified(norm(mixed(torch.cat([late, due], 1)).float()))
         return features, memory
+
+    def _until_now(self, rows: Sequences, memory: Tensor | None, words: Words) -> tuple[_Places, list[Look], list[Tensor], Tensor, Tensor]:
+        """The first looks and the memory: where rows lie, what is left for the second looks at pictures and at vectors, the states
+        (B, T, width), and the memory (B, 2 width) after each sequence."""
+        place = _Places(rows.lengths)
+        asked = rows.instruction[place.sequence]
+        looks = [view.first_look(rows.frames[name], words.summary, asked) for name, view in self._views()]
+        felt, states, memory = self._remembered(rows, memory, place, [layout for _, layout in looks])
+        return place, [look for look, _ in looks], felt, states, memory
+
+    def _remembered(
+        self, rows: Sequences, memory: Tensor | None, place: _Places, layouts: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """What vectors add to the second looks, the states (B, T, width) and the memory, given the pictures' layouts (R, width)."""
+        felt = [vector(rows.vectors[name]) for name, vector in self._vectors()]
+        early = torch.stack([*layouts, *(first for first, _ in felt)]).sum(0)
+        seen = F.relu(self.norm((early + self.previous_action(rows.previous_action)).float()))
+        states, memory = self.memory(place.pad(seen), rows.lengths, memory)
+        return [second for _, second in felt], states, memory
 
     def scales(self) -> Iterator[tuple[str, Standardise]]:
         """Each vector's name and how it is brought to scale."""
@@ -396,7 +577,7 @@ class Trunk(nn.Module):
 
     def _attended(self, states: Tensor, words: Words, instruction: Tensor) -> Tensor:
         """What of the instruction is due at each step: (B, T, width)."""
-        features = words.features[instruction]
+        features = words.features.index_select(0, instruction)
         score: Tensor = self.query(states) @ features.transpose(1, 2) / math.sqrt(features.shape[2])
         return score.masked_fill(words.padding[instruction][:, None, :], -math.inf).softmax(-1) @ features
 
@@ -419,9 +600,9 @@ class StateTrunk(nn.Module):
         """As `Trunk.read`; None if the instruction does not matter."""
         return None if self.reader is None else self.reader(tokens)
 
-    def remember(self, prefix: Sequences | None) -> None:
+    def remember(self, prefix: Sequences | None, words: Words | None = None) -> None:
         """Nothing, whatever came before."""
-        del prefix
+        del prefix, words
 
     def scales(self) -> Iterator[tuple[str, Any]]:
         """Each vector's name and how it is brought to scale."""
@@ -443,15 +624,17 @@ class _Places:
     def __init__(self, lengths: Tensor) -> None:
         self.shape = (len(lengths), int(lengths.max()))
         self.sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-        self.step = torch.arange(len(self.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[self.sequence]
+        step = torch.arange(len(self.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[self.sequence]
+        self._place = self.sequence * self.shape[1] + step
 
     def pad(self, rows: Tensor) -> Tensor:
         """(R, n) -> (B, T, n), zero where there is no row."""
-        return rows.new_zeros(*self.shape, rows.shape[1]).index_put((self.sequence, self.step), rows)
+        sequences, steps = self.shape
+        return rows.new_zeros(sequences * steps, rows.shape[1]).index_copy(0, self._place, rows).view(sequences, steps, -1)
 
     def rows(self, padded: Tensor) -> Tensor:
         """(B, T, n) -> (R, n)."""
-        return padded[self.sequence, self.step]
+        return padded.reshape(-1, padded.shape[2]).index_select(0, self._place)
 
 
 class PolicyNetwork(nn.Module):
@@ -496,18 +679,26 @@ class PolicyNetwork(nn.Module):
         vectors: Mapping[str, int] | None = None,
         action_size: int = 0,
         reads: bool = True,
+        memory: bool = True,
     ) -> None:
         """Args: pictures: view -> (height, width) in pixels; words: size of the vocabulary; actions: number of named actions; vectors: name
         -> components; action_size: components of a continuous action, 0 for named ones; reads: whether the instruction matters (it always
-        does where there are pictures)."""
+        does where there are pictures); memory: whether a policy that sees pictures remembers its episode.
+
+        Raises:
+            UsageError: if pictures are too small for a policy without a memory.
+        """
         super().__init__()
         self.config, self.action_size = config, action_size
         vectors = vectors or {}
-        self.trunk: Trunk | StateTrunk = (
-            Trunk(pictures, vectors, words=words, actions=actions, action_size=action_size, config=config)
-            if pictures
-            else StateTrunk(vectors, words=words, reads=reads, config=config)
-        )
+        self.trunk: Trunk | StateTrunk | GlimpseTrunk
+        if not pictures:
+            self.trunk = StateTrunk(vectors, words=words, reads=reads, config=config)
+        elif memory:
+            self.trunk = Trunk(pictures, vectors, words=words, actions=actions, action_size=action_size, config=config)
+        else:
+            scales = {name: Standardise(size) for name, size in vectors.items()}
+            self.trunk = GlimpseTrunk(pictures, reader=Reader(words, config.width), scales=scales, sizes=vectors, width=config.width)
         self.head = GaussianHead(self.new_head(action_size), action_size) if action_size else self.new_head(actions)
 
     @classmethod
@@ -521,12 +712,13 @@ class PolicyNetwork(nn.Module):
             vectors=spec.vectors,
             action_size=spec.action_size,
             reads=spec.reads,
+            memory=spec.memory,
         )
 
     def new_head(self, outputs: int, beside: int = 0) -> nn.Sequential:
         """A fresh network from the trunk's features, and `beside` further numbers, to `outputs`."""
         inputs = self.trunk.width + beside
-        if not self.trunk.remembers:
+        if isinstance(self.trunk, StateTrunk):
             return Perceptron(inputs, self.config.hidden, outputs)
         return Perceptron(inputs, (self.config.width,), outputs) if beside else head(self.trunk.width, outputs)
 
@@ -585,11 +777,34 @@ class Optimiser:
         fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.made / self.updates)))
         return self.config.learning_rate * rise * fall
 
+    def advance(self) -> float:
+        """The learning rate of the next update, which now counts as made: for whoever makes it in another way, with the moments of
+        `keep_moments_in`."""
+        rate = self.learning_rate()
+        self.made += 1
+        return rate
+
+    def keep_moments_in(self, parameters: Sequence[nn.Parameter], first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+        """From now on keeps the moments of the gradients of `parameters` in the tensors given, which take over what they are now."""
+        for parameter, *places in zip(parameters, first, second, strict=True):
+            state = self._adam.state[parameter]
+            for name, place in zip(("exp_avg", "exp_avg_sq"), places, strict=True):
+                if name in state:
+                    place.copy_(state[name])
+                state[name] = place
+        self.count_moments()
+
+    def count_moments(self) -> None:
+        """Tells the moments how many updates have been made."""
+        for state in self._adam.state.values():
+            state["step"] = torch.tensor(float(self.made))
+
     def step(self, loss: Tensor) -> Tensor:
         """Moves the weights down the gradient of `loss`. Returns the gradient's norm before clipping, without what is clipped apart; not
         synchronised with the host."""
         self._adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(loss.device.type, enabled=False):  # each way back is in the precision of the way there
+            loss.backward()  # type: ignore[no-untyped-call]
         norm, *_ = (nn.utils.clip_grad_norm_(group, self.config.gradient_norm) for group in self._clipped)
         for group in self._adam.param_groups:
             group["lr"] = self.learning_rate()

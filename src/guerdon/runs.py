@@ -5,6 +5,7 @@
     labels/NAME.corrections.parquet, NAME.machine.parquet     labels set by hand, and those that they stand in for
     rewards/NAME.parquet           + NAME.json
     policies/NAME/seed-K/          with manifest.json
+    pictures/VIEW-FINGERPRINT.npy  copies for training, of pictures that do not fit into memory; may be deleted
     evaluations/NAME/seed-K.jsonl  + seed-K.json
     report.html
 

@@ -9,16 +9,16 @@ episode, the value of the next state is bootstrapped.
 expects to see; it is stored with the policy.
 
 Pictures are uint8 RGB (height, width, 3), vectors float32 (D,). Actions are numbers (int64) or A floats in [-1, 1]. Rows: a sequence of n
-transitions is n + 1 rows, one for each observation; the last row has no action. A policy that sees vectors and no pictures needs no memory:
-it learns from single transitions, which are gathered without a loop.
+transitions is n + 1 rows, one for each observation; the last row has no action. A policy that sees vectors and no pictures needs no memory,
+and one that sees pictures can go without: both learn from single transitions, which are gathered without a loop.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,10 @@ from torch import Tensor
 
 from guerdon.errors import DatasetError, PolicyError, RewardError
 from guerdon.interfaces import Dataset
-from guerdon.records import EpisodeInfo, canonical_json, digest
+from guerdon.networks_glimpse import require_large_enough
+from guerdon.picture_tiles import Catalogue, Pictures, catalogue
+from guerdon.pictures import PicturePlace, expect, gather, is_mapped, keep
+from guerdon.records import EpisodeInfo, Frames, canonical_json, digest
 from guerdon.seeding import generator
 
 Actions = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -99,11 +102,13 @@ class ObservationSpec:
     """A, the components of a continuous action; 0 for named actions."""
     reads: bool = True
     """Whether the instruction matters. False where all data had the same one and the policy sees no pictures."""
+    memory: bool = True
+    """Whether a policy that sees pictures has a memory."""
 
     @property
     def remembers(self) -> bool:
         """Whether the policy remembers its episode. One that sees vectors only does not: the vectors are the state."""
-        return bool(self.views)
+        return bool(self.views) and self.memory
 
     def check_seen(self, seen: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raises PolicyError if a view or vector is missing, pictures are not uint8 of shape (..., height, width, 3), or vectors are not
@@ -144,6 +149,8 @@ class ObservationSpec:
             record["action_size"] = self.action_size
         if not self.reads:
             record["reads"] = False
+        if not self.memory:
+            record["memory"] = False
         return record
 
     @classmethod
@@ -153,7 +160,8 @@ class ObservationSpec:
         vectors = {str(name): int(size) for name, size in record.get("vectors", ())}
         vocabulary = Vocabulary(tuple(map(str, record["words"])))
         actions, size = tuple(map(str, record["actions"])), int(record.get("action_size", 0))
-        return cls(views, actions, vocabulary, vectors, size, bool(record.get("reads", True)))
+        reads, memory = bool(record.get("reads", True)), bool(record.get("memory", True))
+        return cls(views, actions, vocabulary, vectors, size, reads, memory)
 
 
 def _names(seen: Mapping[str, Any]) -> str:
@@ -182,8 +190,8 @@ class Trajectory:
 class Rows:
     """Sequences laid end to end, one row an observation. B sequences, R rows in all, U distinct instructions of at most L tokens."""
 
-    frames: Mapping[str, Tensor]
-    """View -> (R, height, width, 3) uint8."""
+    frames: Mapping[str, Any]
+    """View -> (R, height, width, 3) uint8; or `Pictures`, where they repeat or are made of few tiles, whose `pixels` are just that."""
     previous_action: Tensor
     """(R,) int64: the action that led here; the number of actions, as "none", at the start of an episode. Continuous actions: (R, A)
     float32, zeros at the start."""
@@ -195,6 +203,18 @@ class Rows:
     """(U, L) int64."""
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
     """Name -> (R, D) float32."""
+
+    def alone(self, chosen: Tensor) -> Rows:
+        """The rows `chosen` (N,) int64, each a sequence of its own: all that a policy without a memory needs to see of them."""
+        followed = torch.repeat_interleave(self.instruction, self.lengths, output_size=len(self.previous_action))
+        return Rows(
+            frames={view: pictures.index_select(0, chosen) for view, pictures in self.frames.items()},
+            previous_action=self.previous_action[chosen],
+            lengths=torch.ones_like(chosen),
+            instruction=followed[chosen],
+            tokens=self.tokens,
+            vectors={name: values[chosen] for name, values in self.vectors.items()},
+        )
 
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
@@ -223,6 +243,12 @@ class Batch:
     known: Tensor
     """(R,) bool: the row has a transition whose reward is known."""
 
+    def acted_rows(self) -> Tensor:
+        """(R - B,) int64: all rows but the last of each sequence; the row after each shows what its action led to. Not synchronised with
+        the host, which knows how many there are."""
+        inside = torch.ones_like(self.acted).index_fill(0, self.rows.lengths.cumsum(0) - 1, False)
+        return torch.nonzero_static(inside, size=len(inside) - len(self.rows.lengths)).squeeze(1)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         columns = (self.action, self.reward, self.terminal, self.acted, self.known)
@@ -231,7 +257,7 @@ class Batch:
 
 
 class Transitions:
-    """A dataset with a reward for its transitions, in memory.
+    """A dataset with a reward for its transitions, in memory; pictures that are larger than that lie in a mapped file.
 
     Build with `Transitions.build`. Pictures of an episode are kept once, however many instructions it has.
     """
@@ -248,7 +274,7 @@ class Transitions:
         fingerprint: str,
         vectors: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> None:
-        """Args: frames: view -> (observations, H, W, 3); vectors: name -> (observations, D); action: (transitions,) int64 or
+        """Args: frames: view -> (observations, H, W, 3), mapped or not; vectors: name -> (observations, D); action: (transitions,) int64 or
         (transitions, A) float32; reward (NaN = unknown) and terminal: (transitions,)."""
         self.spec = spec
         self.trajectories = tuple(trajectories)
@@ -261,6 +287,12 @@ class Transitions:
         self.instructions = tuple(instructions)
         self.fingerprint = fingerprint
         """Digest of everything that training depends on."""
+
+    @cached_property
+    def catalogues(self) -> Mapping[str, Catalogue | None]:
+        """View -> which of its pictures are the same, and what they are made of; None where too little repeats, and for policies without a
+        memory, which look at pixels. Found when first asked for."""
+        return {view: catalogue(pictures) if self.spec.remembers else None for view, pictures in self.frames.items()}
 
     def __len__(self) -> int:
         """Number of transitions, over all trajectories."""
@@ -298,8 +330,10 @@ class Transitions:
         views: Sequence[str] | None = None,
         vectors: Sequence[str] = (),
         episodes: Iterable[int] | None = None,
+        pictures: PicturePlace | None = None,
+        memory: bool = True,
     ) -> Transitions:
-        """Reads a dataset into memory.
+        """Reads a dataset into memory, pictures that do not fit there into a file that is mapped.
 
         Args:
             dataset: recorded behaviour.
@@ -309,25 +343,36 @@ class Transitions:
                 dataset's first camera where they are not.
             vectors: the vectors to learn from.
             episodes: which episodes to read; None reads all.
+            pictures: how much memory pictures may take, and where they lie if they take more; None keeps all of them in memory.
+            memory: whether a policy that sees pictures is to remember its episode; one that sees vectors only never does.
 
         Raises:
             DatasetError: if there is nothing to learn from or to see, a view or vector is missing, pictures, vectors or actions differ in
                 size, or continuous actions leave [-1, 1].
             RewardError: if a reward array is infinite or not as long as its episode.
+            UsageError: if there is to be no memory and pictures are too small to do without.
+            WriteFailed: if pictures are to be written and the disk is full or not writable.
         """
         if views is None:
             views = () if vectors else dataset.views[:1]
-        reader = _Reader(dataset, rewards, tuple(views), tuple(vectors))
+        reader = _Reader(dataset, rewards, tuple(views), tuple(vectors), pictures)
         for index in range(len(dataset)) if episodes is None else episodes:
             reader.read(dataset.episode(index))
-        return reader.finish()
+        return reader.finish(memory)
 
 
 class _Reader:
-    """Collects episodes into flat arrays."""
+    """Collects episodes into flat arrays: pictures at the end, when it is known how much room they need."""
 
-    def __init__(self, dataset: Dataset, rewards: RewardArrays | None, views: tuple[str, ...], vectors: tuple[str, ...]) -> None:
-        self.dataset, self.rewards = dataset, rewards
+    def __init__(
+        self,
+        dataset: Dataset,
+        rewards: RewardArrays | None,
+        views: tuple[str, ...],
+        vectors: tuple[str, ...],
+        place: PicturePlace | None,
+    ) -> None:
+        self.dataset, self.rewards, self.views, self.place = dataset, rewards, views, place
         self.where = str(dataset.path)
         for kind, names, there in (("view", views, dataset.views), ("vector", vectors, dataset.vectors)):
             for name in names:
@@ -335,7 +380,7 @@ class _Reader:
                     raise DatasetError(f"has no {kind} '{name}'; there are: {', '.join(there) or 'none'}", where=self.where)
         if not (views or vectors):
             raise DatasetError("nothing of it is to be seen", where=self.where, cure="Name a view or a vector to learn from.")
-        self.pictures: dict[str, list[npt.NDArray[np.uint8]]] = {view: [] for view in views}
+        self.episodes: list[EpisodeInfo] = []
         self.vectors: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in vectors}
         self.trajectories: list[Trajectory] = []
         self.instructions: list[str] = []
@@ -347,7 +392,7 @@ class _Reader:
     def read(self, episode: EpisodeInfo) -> None:
         if not episode.annotations or not episode.length:
             return
-        self._read_pictures(episode)
+        self.episodes.append(episode)
         self._read_vectors(episode)
         action = self._actions(episode)
         terminal = np.zeros(episode.length, dtype=np.bool_)
@@ -359,14 +404,33 @@ class _Reader:
             self.transitions += episode.length
         self.observations += episode.length + 1
 
-    def _read_pictures(self, episode: EpisodeInfo) -> None:
-        for view, pictures in self.pictures.items():
+    def _pictures(self) -> dict[str, Frames]:
+        """View -> the pictures of all episodes."""
+        found: dict[str, Frames] = {}
+        place, counts = self.place, [episode.length + 1 for episode in self.episodes]
+        for view in self.views:
+            described = canonical_json([view, [[episode.index, episode.length] for episode in self.episodes]])
+            fingerprint = digest("guerdon pictures 1", self.dataset.fingerprint, described)
+            found[view] = keep(place, view, fingerprint, counts, self._reading(view))
+            if place is not None and not is_mapped(found[view]):
+                place = replace(place, memory=place.memory - found[view].nbytes)
+        return found
+
+    def _reading(self, view: str) -> Callable[[int], Frames]:
+        """What reads the pictures of an episode by its position; raises DatasetError if they differ in size from those read before."""
+        size: tuple[int, ...] | None = None
+
+        def read(position: int) -> Frames:
+            nonlocal size
+            episode = self.episodes[position]
             frames = self.dataset.frames(episode.index, view, 0, episode.length + 1)
-            expected = pictures[0].shape[1:] if pictures else frames.shape[1:]
-            if frames.shape != (episode.length + 1, *expected):
-                what = f"view '{view}' has pictures {frames.shape}, where {(episode.length + 1, *expected)} is expected"
+            size = size or frames.shape[1:]
+            if frames.shape != (episode.length + 1, *size):
+                what = f"view '{view}' has pictures {frames.shape}, where {(episode.length + 1, *size)} is expected"
                 raise DatasetError(what, where=f"{self.where}, episode {episode.index}", cure="Train on pictures of one size.")
-            pictures.append(frames)
+            return frames
+
+        return read
 
     def _read_vectors(self, episode: EpisodeInfo) -> None:
         for name, vectors in self.vectors.items():
@@ -417,19 +481,23 @@ class _Reader:
             raise RewardError("has an infinite reward", where=where)
         return reward
 
-    def finish(self) -> Transitions:
+    def finish(self, memory: bool) -> Transitions:
         if not self.trajectories:
             raise DatasetError("holds no episode with an instruction and an action", where=self.where)
         action, reward, terminal = (np.concatenate(column) for column in zip(*self.columns, strict=True))
         if self.rewards is not None and np.isnan(reward).all():
             cure = "Check that the reward column belongs to this dataset."
             raise RewardError("no transition has a known reward", where=self.where, cure=cure)
-        frames = {view: np.concatenate(pictures) for view, pictures in self.pictures.items()}
+        frames = self._pictures()
         views = {view: (int(f.shape[1]), int(f.shape[2])) for view, f in frames.items()}
         vectors = {name: np.concatenate(values) for name, values in self.vectors.items()}
         sizes = {name: values.shape[1] for name, values in vectors.items()}
         reads = bool(views) or len(set(self.instructions)) > 1
-        spec = ObservationSpec(views, self.dataset.action_names, Vocabulary.of(self.instructions), sizes, self.action_size, reads)
+        if not memory:
+            for view, size in views.items():
+                require_large_enough(view, size)
+        names, words = self.dataset.action_names, Vocabulary.of(self.instructions)
+        spec = ObservationSpec(views, names, words, sizes, self.action_size, reads, memory or not views)
         described = [[t.episode, t.annotation, t.length] for t in self.trajectories]
         text = canonical_json([spec.to_record(), described, self.instructions])
         fingerprint = digest("guerdon transitions 1", self.dataset.fingerprint, text, reward.tobytes())
@@ -469,8 +537,9 @@ def collate(transitions: Transitions, chunks: Sequence[Chunk]) -> Batch:
     def rows(spans: Sequence[tuple[Trajectory, int, int]]) -> Rows:
         """Observations [start, stop) of trajectories."""
         observed = np.concatenate([np.arange(t.first_observation + start, t.first_observation + stop) for t, start, stop in spans])
+        asked = np.repeat(instruction.numpy(), [stop - start for _, start, stop in spans])
         return Rows(
-            frames={view: torch.from_numpy(pictures[observed]) for view, pictures in transitions.frames.items()},
+            frames={view: _pictures(transitions, view, observed, asked) for view in transitions.frames},
             previous_action=torch.from_numpy(np.concatenate([_previous_actions(transitions, *span) for span in spans])),
             lengths=torch.tensor([stop - start for _, start, stop in spans]),
             instruction=instruction,
@@ -493,6 +562,24 @@ def collate(transitions: Transitions, chunks: Sequence[Chunk]) -> Batch:
         acted=column(np.ones(len(transitions), dtype=np.bool_)),
         known=column(transitions.known),
     )
+
+
+def _pictures(
+    transitions: Transitions, view: str, observed: npt.NDArray[np.int64], instruction: npt.NDArray[np.int64]
+) -> Tensor | Pictures:
+    """Pictures (R,) of a view, each seen under an instruction (R,): as they are, or each distinct one once."""
+    found, frames = transitions.catalogues[view], transitions.frames[view]
+    if found is None:
+        return torch.from_numpy(gather(frames, observed))
+    return found.batch(observed, instruction, lambda wanted: gather(frames, wanted))
+
+
+def _gathered(transitions: Transitions, view: str, observed: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which pictures are gathered where `observed` ones are asked for: none where they are made of tiles, one for all that are equal."""
+    found = transitions.catalogues[view]
+    if found is None:
+        return observed
+    return found.first[found.number[observed]] if found.tiles is None else observed[:0]
 
 
 def _previous_actions(transitions: Transitions, trajectory: Trajectory, start: int, stop: int) -> npt.NDArray[Any]:
@@ -529,6 +616,15 @@ class _Singles:
     def __len__(self) -> int:
         return len(self._known)
 
+    def indices(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of each transition in this list, its number among all transitions and that of the observation that it starts from."""
+        return self._known, self._observation[self._known]
+
+    def starts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The observations that the transitions at `places` (B,) of this list start from, (B,)."""
+        first: npt.NDArray[np.int64] = self._observation[self._known[places]]
+        return first
+
     def batch(self, places: npt.NDArray[np.int64]) -> Batch:
         """What `collate` gives for the transitions at `places` (B,) of this list: 2 B rows, each transition's two observations."""
         chosen = self._known[places]
@@ -536,7 +632,7 @@ class _Singles:
         texts, instruction = np.unique(self._instruction[chosen], return_inverse=True)
         tokens = self._tokens[torch.from_numpy(texts)]
         rows = Rows(
-            frames={},
+            frames={view: torch.from_numpy(gather(pictures, observed)) for view, pictures in self._transitions.frames.items()},
             previous_action=torch.from_numpy(self._previous(chosen)),
             lengths=torch.full((len(chosen),), 2),
             instruction=torch.from_numpy(instruction.reshape(-1)),
@@ -591,14 +687,54 @@ class Sampler:
         """Goes on where the sampler that gave `state` stood."""
         self._drawn = int(state["drawn"])
 
+    @property
+    def batch_size(self) -> int:
+        """Sequences (or single transitions) of a batch."""
+        return self._sequences
+
+    def singles(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """What the places of `draw_places` stand for, if they are single transitions: of each one its number among all transitions and that
+        of the observation that it starts from. None for sequences."""
+        return self._pieces.indices() if isinstance(self._pieces, _Singles) else None
+
+    def draw_places(self, batches: int) -> npt.NDArray[np.int64]:
+        """The places (batches x batch_size,) of the next batches, for whoever gathers them: as many calls of `draw` would give the same."""
+        places = self._next_places(batches)
+        self._drawn += len(places)
+        return places
+
+    def _next_places(self, batches: int) -> npt.NDArray[np.int64]:
+        epochs, positions = np.divmod(np.arange(self._drawn, self._drawn + batches * self._sequences), len(self._pieces))
+        return np.concatenate([self._order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)])
+
     def draw(self) -> Batch:
         """The next batch."""
-        epochs, positions = np.divmod(np.arange(self._drawn, self._drawn + self._sequences), len(self._pieces))
-        self._drawn += self._sequences
-        places = np.concatenate([self._order(epoch)[positions[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)])
+        places = self.draw_places(1)
         if isinstance(self._pieces, _Singles):
-            return self._pieces.batch(places)
-        return collate(self._transitions, [self._pieces[place] for place in places.tolist()])
+            batch = self._pieces.batch(places)
+        else:
+            batch = collate(self._transitions, [self._pieces[place] for place in places.tolist()])
+        self._look_ahead()
+        return batch
+
+    def _look_ahead(self) -> None:
+        """Has mapped pictures of the next batch read while this one is learned from."""
+        mapped = {view: pictures for view, pictures in self._transitions.frames.items() if is_mapped(pictures)}
+        if mapped:
+            observed = self._observed(self._next_places(1))
+            for view, pictures in mapped.items():
+                expect(pictures, _gathered(self._transitions, view, observed))
+
+    def _observed(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The observations that the batch of these places is made of, some of them more than once."""
+        if isinstance(self._pieces, _Singles):
+            first = self._pieces.starts(places)
+            return np.concatenate([first, first + 1])
+        chunks = [self._pieces[place] for place in places.tolist()]
+        owners = [self._transitions.trajectories[chunk.trajectory].first_observation for chunk in chunks]
+        starts = [0 if self._transitions.spec.remembers else chunk.start for chunk in chunks]
+        spans = zip(owners, starts, chunks, strict=True)
+        return np.concatenate([np.arange(owner + start, owner + chunk.stop + 1) for owner, start, chunk in spans])
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:

@@ -14,13 +14,23 @@ from torch import Tensor
 
 from guerdon import discover
 from guerdon.interfaces import Algorithm
+from guerdon.records import Frames
+from guerdon.seeding import generator
 from guerdon.transitions import Batch, Chunk, Sampler, Transitions, collate
 from tests.memory import MemoryDataset, MemoryEpisode
 from tests.point import PointData
 
 NAMES = discover.names("algorithms")
-KINDS = ("pictures and named actions", "vectors and continuous actions")
-over_both = pytest.mark.parametrize("kind", KINDS)
+KINDS = ("pictures and named actions", "vectors and continuous actions", "pictures without memory")
+over_all = pytest.mark.parametrize("kind", KINDS)
+
+
+class Camera(MemoryDataset):
+    """No two pictures are alike."""
+
+    def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
+        shape = (self._episodes[index].length + 1, 36, 36, 3)
+        return generator(index, view).integers(0, 256, shape, dtype=np.uint8)[start:stop]
 
 
 def transitions(kind: str, *, indifferent: bool = False) -> Transitions:
@@ -29,7 +39,8 @@ def transitions(kind: str, *, indifferent: bool = False) -> Transitions:
     if kind == KINDS[1]:
         rewards = {(k, 0): np.zeros(4, np.float32) for k in range(3)} if indifferent else None
         return Transitions.build(PointData(3, steps=4, texts=tuple(texts.values())), rewards, vectors=("state",))
-    return Transitions.build(MemoryDataset([MemoryEpisode(n, text, rewards=[0.0] * (n - 1) + [1.0]) for n, text in texts.items()]))
+    episodes = [MemoryEpisode(n, text, rewards=[0.0] * (n - 1) + [1.0]) for n, text in texts.items()]
+    return Transitions.build(Camera(episodes), memory=False) if kind == KINDS[2] else Transitions.build(MemoryDataset(episodes))
 
 
 def build(name: str, data: Transitions, *, seed: int = 0, updates: int = 200) -> Algorithm:
@@ -65,11 +76,11 @@ def test_the_name_is_the_file_s(name: str) -> None:
     assert discover.load("algorithms", name).name == name
 
 
-@over_both
+@over_all
 @pytest.mark.parametrize("name", NAMES)
 def test_one_batch_overfits(name: str, kind: str) -> None:
     data = transitions(kind, indifferent=True)
-    updates = 80 if data.spec.remembers else 250
+    updates = 80 if data.spec.views else 250
     algorithm, batch = build(name, data, updates=updates), whole(data)
     least = least_loss(data)
     losses = [float(algorithm.update(batch)["policy_loss"]) - least for _ in range(updates)]
@@ -83,7 +94,7 @@ def least_loss(data: Transitions) -> float:
     return 0.0 if deviation is None else float((deviation.log() + 0.5 * math.log(2 * math.pi)).sum())
 
 
-@over_both
+@over_all
 @pytest.mark.parametrize("name", NAMES)
 def test_metrics_are_finite_tensors_without_a_graph(name: str, kind: str) -> None:
     data = transitions(kind)
@@ -91,7 +102,7 @@ def test_metrics_are_finite_tensors_without_a_graph(name: str, kind: str) -> Non
     assert all(value.shape == () and torch.isfinite(value) and not value.requires_grad for value in metrics.values())
 
 
-@over_both
+@over_all
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_numbers_and_another_seed_others(name: str, kind: str) -> None:
     data = transitions(kind)
@@ -104,7 +115,7 @@ def test_same_seed_same_numbers_and_another_seed_others(name: str, kind: str) ->
     assert differing(runs[0], runs[2]) != []
 
 
-@over_both
+@over_all
 @pytest.mark.parametrize("name", NAMES)
 def test_a_restored_state_goes_on_bit_by_bit(name: str, kind: str) -> None:
     data = transitions(kind)
@@ -120,7 +131,7 @@ def test_a_restored_state_goes_on_bit_by_bit(name: str, kind: str) -> None:
     assert differing(first, second) == []
 
 
-@over_both
+@over_all
 @pytest.mark.parametrize("name", NAMES)
 def test_the_first_action_of_a_window_changes_what_is_learned(name: str, kind: str) -> None:
     data = transitions(kind)
@@ -133,7 +144,7 @@ def test_the_first_action_of_a_window_changes_what_is_learned(name: str, kind: s
     assert differing(first, second) != []
 
 
-@over_both
+@over_all
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_without_anything_to_learn_changes_no_gradient_to_nan(name: str, kind: str) -> None:
     data = transitions(kind)

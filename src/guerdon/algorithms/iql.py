@@ -12,6 +12,7 @@ advantage:
 With pictures, one trunk serves the policy, the value and both critics; the target critics Q̂ have a trunk of their own, and follow by a
 moving average. The three losses are added and minimised by one optimiser: each is taken at the weights that the update starts from. V(s')
 is read from the row of the next observation, so a batch passes once through the trunk and once, without gradient, through its target.
+Without a memory, batches are single transitions, and what an action led to passes through the trunk once, without gradient.
 
 With vectors and no pictures, policy, value and critics are four networks that share nothing (but the reading of instructions), as in the
 paper, and batches are single transitions. Actions, named or continuous, make no further difference: continuous ones are an input of the
@@ -33,7 +34,7 @@ Reads batches of `guerdon.transitions`; writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -42,6 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from guerdon.algorithms import _joint
 from guerdon.errors import UsageError
 from guerdon.interfaces import Algorithm
 from guerdon.losses import (
@@ -52,8 +54,10 @@ from guerdon.losses import (
     weighted_cloning_loss,
     weighted_gaussian_cloning_loss,
 )
+from guerdon.machine import Machine
 from guerdon.networks import Optimiser, PolicyNetwork, Sequences, StateTrunk, Trunk, scale_gradient, seeded
-from guerdon.transitions import Batch, Transitions
+from guerdon.networks_glimpse import GlimpseTrunk
+from guerdon.transitions import Batch, Sampler, Transitions
 
 _WITH_PICTURES, _WITHOUT_PICTURES = 1.0, 20.0
 """Inverse temperatures. A single movement of a robot changes the return by little, and nothing but the policy suffers from large weights
@@ -63,23 +67,25 @@ where networks share nothing. The paper's 3 belongs to returns some ten times as
 class _Critics(nn.Module):
     """Two action values on one trunk."""
 
-    def __init__(self, trunk: Trunk | StateTrunk, heads: nn.ModuleList) -> None:
+    def __init__(self, trunk: Trunk | StateTrunk | GlimpseTrunk, heads: nn.ModuleList) -> None:
         super().__init__()
         self.trunk, self.heads = trunk, heads
 
     def values(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """(Q₁(s, a), Q₂(s, a)), each (R,). Actions: (R,) int64 or (R, A) float32."""
-        if action.is_floating_point():
-            both = torch.cat([features, action], 1)
-            first, second = (critic(both).squeeze(-1) for critic in self.heads)
-        else:
-            first, second = (critic(features).gather(-1, action[:, None]).squeeze(-1) for critic in self.heads)
+        """(Q₁(s, a), Q₂(s, a)), each (R,), in float32. Actions: (R,) int64 or (R, A) float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            if action.is_floating_point():
+                both = torch.cat([features.float(), action], 1)
+                first, second = (critic(both).squeeze(-1) for critic in self.heads)
+            else:
+                first, second = (critic(features.float()).gather(-1, action[:, None]).squeeze(-1) for critic in self.heads)
         return first, second
 
     @torch.no_grad()
     def lower(self, rows: Sequences, prefix: Sequences | None, action: Tensor, here: Any) -> Tensor:
         """min(Q₁, Q₂)(s, a) of the rows `here` (an index), without gradient."""
-        features, _ = self.trunk(rows, self.trunk.remember(prefix))
+        words = self.trunk.read(rows.tokens)
+        features, _ = self.trunk(rows, self.trunk.remember(prefix, words), words)
         return torch.minimum(*self.values(features[here], action[here]))
 
 
@@ -130,9 +136,11 @@ class IQL(Algorithm):
     def __init__(self, transitions: Transitions, config: Config, *, seed: int, updates: int) -> None:
         """Args: transitions: what will be learned from; seed: of the initial weights; updates: how many there will be."""
         self.config, spec = config, transitions.spec
+        self._transitions = transitions
+        self._joint: _joint.JointUpdate | None = None
         returns = transitions.returns(config.discount)
         self._reward_scale = config.largest_return / (np.abs(returns).max() or 1.0)
-        usual = _WITH_PICTURES if spec.remembers else _WITHOUT_PICTURES
+        usual = _WITH_PICTURES if spec.views else _WITHOUT_PICTURES
         self._inverse_temperature = usual if config.inverse_temperature is None else config.inverse_temperature
         outputs = 1 if spec.action_size else len(spec.action_names)
         with seeded(seed, "iql"):
@@ -145,7 +153,7 @@ class IQL(Algorithm):
             _begin_at(self._reward_scale * float(returns.mean()), estimate)
         self._target = deepcopy(self._critics).requires_grad_(False)
         learned = [*self.policy.parameters(), *self._value.parameters(), *self._critics.heads.parameters()]
-        apart = [] if spec.remembers else [list(network.parameters()) for network in (self._value, *critics)]
+        apart = [] if spec.views else [list(network.parameters()) for network in (self._value, *critics)]
         self._optimiser = Optimiser(learned, config.optimiser, updates=updates, apart=apart)
 
     @torch.no_grad()
@@ -158,30 +166,45 @@ class IQL(Algorithm):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The three losses, each (R,): one number per row, meaningless where no reward is known."""
-        c = self.config
-        features, _ = self.policy.trunk(batch.rows, self.policy.trunk.remember(batch.prefix))
-        here = slice(None) if self.policy.trunk.remembers else batch.acted.nonzero().squeeze(1)
-        action, reward, terminal = batch.action[here], batch.reward[here], batch.terminal[here]
-        target_q = self._target.lower(batch.rows, batch.prefix, batch.action, here)
-        judged = scale_gradient(features, c.critic_share)
-        value = self._value(judged[here]).squeeze(-1)
-        next_value = value.detach().roll(-1) if isinstance(here, slice) else self._values_of(features[here + 1])
-        goal = temporal_difference_target(self._reward_scale * reward, next_value, terminal, c.discount)
-        first, second = self._critics.values(judged[here], action)
-        weight = advantage_weight(target_q - value, self._inverse_temperature, c.weight_ceiling)
-        losses = {
-            "value_loss": expectile_loss(target_q - value, c.expectile),
-            "critic_loss": (first - goal).square() + (second - goal).square(),
-            "policy_loss": self._policy_loss(features[here], action, weight),
-        }
-        if isinstance(here, slice):
-            return losses
+        trunk = self.policy.trunk
+        if trunk.remembers:
+            words = trunk.read(batch.rows.tokens)
+            features, _ = trunk(batch.rows, trunk.remember(batch.prefix, words), words)
+            target_q = self._target.lower(batch.rows, batch.prefix, batch.action, slice(None))
+            return self._losses_of(features, None, target_q, batch.action, batch.reward, batch.terminal)
+        # Rows stand alone: what an action led to is looked at for V(s') only, without gradient, which would double the work.
+        here, words = batch.acted_rows(), trunk.read(batch.rows.tokens)
+        now, later, action = batch.rows.alone(here), batch.rows.alone(here + 1), batch.action[here]
+        features, _ = trunk(now, None, words)
+        target_q = self._target.lower(now, None, action, slice(None))
+        losses = self._losses_of(features, self._values_of(later, words), target_q, action, batch.reward[here], batch.terminal[here])
         return {name: torch.zeros_like(batch.reward).index_put((here,), loss) for name, loss in losses.items()}
 
+    def _losses_of(
+        self, features: Tensor, next_value: Tensor | None, target_q: Tensor, action: Tensor, reward: Tensor, terminal: Tensor
+    ) -> dict[str, Tensor]:
+        """The three losses, each (N,), of N rows, in float32. Where V(s') is not given, the next row is what the action led to."""
+        c = self.config
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            judged = scale_gradient(features, c.critic_share)
+            value = self._value(judged).squeeze(-1)
+            next_value = value.detach().roll(-1) if next_value is None else next_value
+            goal = temporal_difference_target(self._reward_scale * reward, next_value, terminal, c.discount)
+            first, second = self._critics.values(judged, action)
+            weight = advantage_weight(target_q - value, self._inverse_temperature, c.weight_ceiling)
+            return {
+                "value_loss": expectile_loss(target_q - value, c.expectile),
+                "critic_loss": (first - goal).square() + (second - goal).square(),
+                "policy_loss": self._policy_loss(features, action, weight),
+            }
+
     @torch.no_grad()
-    def _values_of(self, features: Tensor) -> Tensor:
-        """V(s), (N,), without gradient."""
-        value: Tensor = self._value(features)
+    def _values_of(self, rows: Sequences, words: Any) -> Tensor:
+        """V(s) of rows (N,) that stand alone, in float32, without gradient."""
+        features, _ = self.policy.trunk(rows, None, words)
+        with torch.autocast(features.device.type, enabled=False):
+            value: Tensor = self._value(features.float())
         return value.squeeze(-1)
 
     def _policy_loss(self, features: Tensor, action: Tensor, weight: Tensor) -> Tensor:
@@ -195,6 +218,60 @@ class IQL(Algorithm):
         norm = self._optimiser.step(torch.stack(list(means.values())).sum())
         self._follow()
         return {**{name: mean.detach() for name, mean in means.items()}, "gradient_norm": norm}
+
+    def learn(self, sampler: Sampler, count: int, machine: Machine) -> dict[str, Tensor]:
+        if not _joint.is_possible(self._transitions.spec, sampler):
+            return super().learn(sampler, count, machine)
+        if self._joint is None:
+            rows, columns = _joint.packed(self._transitions, self.policy, sampler, self._reward_scale)
+            heads = [self.policy.head, self._value, *self._critics.heads]
+            self._joint = _joint.JointUpdate(
+                [_joint.weights_of(each) for each in heads],
+                [_joint.weights_of(each) for each in self._target.heads],
+                self._joint_losses(columns, machine.half),
+                ("value_loss", "critic_loss", "policy_loss"),
+                rows,
+                self._optimiser,
+                machine,
+                batch_size=sampler.batch_size,
+                target_rate=self.config.target_rate,
+            )
+        return self._joint.learn(sampler, count)
+
+    def _joint_losses(self, columns: _joint.Columns, half: bool) -> _joint.Loss:
+        """The losses of `update` as a function of weights and packed rows."""
+        c, inverse_temperature = self.config, self._inverse_temperature
+
+        def action_values(critics: Sequence[_joint.Weights], state: Tensor, action: Tensor) -> list[Tensor]:
+            if columns.action:
+                both = torch.cat([state, action], 1)
+                return [_joint.perceptron(each, both, half=half).squeeze(1) for each in critics]
+            return [_joint.perceptron(each, state, half=half).gather(1, action[:, None]).squeeze(1) for each in critics]
+
+        def loss(networks: Sequence[_joint.Weights], targets: Sequence[_joint.Weights], rows: Tensor) -> tuple[Tensor, Tensor]:
+            policy, value_network, *critics = networks
+            state, action, reward, terminal, following = columns.unpacked(rows)
+            with torch.no_grad():
+                target_q = torch.minimum(*action_values(targets, state, action))
+                next_value = _joint.perceptron(value_network, following, half=half).squeeze(1)
+            value = _joint.perceptron(value_network, state, half=half).squeeze(1)
+            goal = temporal_difference_target(reward, next_value, terminal, c.discount)
+            first, second = action_values(critics, state, action)
+            weight = advantage_weight(target_q - value, inverse_temperature, c.weight_ceiling)
+            if columns.action:
+                mean, log_deviation = _joint.gaussian(policy, state, half=half)
+                cloning = weighted_gaussian_cloning_loss(mean, log_deviation, action, weight)
+            else:
+                cloning = weighted_cloning_loss(_joint.perceptron(policy, state, half=half), action, weight)
+            critic_loss = (first - goal).square() + (second - goal).square()
+            losses = torch.stack([expectile_loss(target_q - value, c.expectile).mean(), critic_loss.mean(), cloning.mean()])
+            return losses.sum(), losses.detach()
+
+        return loss
+
+    def to(self, device: torch.device) -> None:
+        for network in (self.policy, self._value, self._critics, self._target):
+            network.to(device)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -210,6 +287,7 @@ class IQL(Algorithm):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        self._joint = None  # it is made anew, with the weights and moments that are read now
         self.policy.load_state_dict(state["policy"])
         self._value.load_state_dict(state["value"])
         self._critics.heads.load_state_dict(state["critics"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from tyro.conf import Positional, Suppress
 
 from guerdon.errors import PolicyError, StaleInput, UsageError
 from guerdon.interfaces import Dataset
+from guerdon.pictures import FOLDER, PicturePlace, memory_for_pictures
 from guerdon.recipes.data import dataset_of, require_up_to_date, rewards_of
-from guerdon.recipes.parallel import run_jobs
+from guerdon.recipes.parallel import run_jobs, usable_cores
 from guerdon.recipes.progress import Progress, progress_bar
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.runs import Manifest, Run
 
-_NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "first_seed", "jobs", "quiet"})
+_NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "first_seed", "jobs", "pictures_in_memory", "quiet"})
 """Settings that make no difference to a policy."""
 NO_VIEWS = "none"
 """Given as a view: look at no pictures."""
@@ -49,8 +50,14 @@ class Config:
     vectors: tuple[str, ...] = ()
     """Vectors that the policy sees, such as a robot's state. If neither these nor views are given, all vectors of a dataset with continuous
     actions."""
+    memory: bool = True
+    """Whether policies that look at pictures remember their episode. Without a memory they learn from single transitions: usual, and much
+    faster, for camera pictures of robots."""
     jobs: int = 0
     """Policies trained at a time, one core each; as many as there are cores if 0."""
+    pictures_in_memory: float | None = None
+    """GiB of memory that the pictures of all policies trained at a time may take. Those that do not fit are written once into the folder
+    pictures of the run and read from there, which is slower; 0 writes all of them. If not given, half of the memory that is available."""
     tensorboard: bool = False
     """Also write TensorBoard logs into each policy's folder."""
     quiet: bool = False
@@ -65,6 +72,8 @@ class Config:
             raise UsageError(f"first_seed is at least 0, got {self.first_seed}")
         if self.seeds < 1 or (self.updates is not None and self.updates < 1) or self.jobs < 0:
             raise UsageError("seeds and updates are at least 1, jobs at least 0")
+        if self.pictures_in_memory is not None and not 0 <= self.pictures_in_memory < float("inf"):
+            raise UsageError(f"pictures_in_memory is a number of GiB that is not negative, got {self.pictures_in_memory}")
         if self.algorithm not in WITHOUT_REWARDS and not self.rewards:
             raise UsageError(f"{self.algorithm} needs at least one reward column", cure="Name it: --rewards NAME")
         if NO_VIEWS in self.views and len(self.views) > 1:
@@ -85,6 +94,8 @@ class Job:
     arm: str
     reward: str | None
     seed: int
+    picture_memory: int | None = None
+    """Bytes of memory that its pictures may take; no limit if None."""
 
     @property
     def part(self) -> Path:
@@ -121,6 +132,9 @@ def _seeds(config: Config) -> range:
 def train_jobs(jobs: list[Job], *, workers: int, quiet: bool = False) -> None:
     """Trains several arms' policies side by side."""
     arms = dict.fromkeys(job.arm for job in jobs)
+    at_a_time = max(1, min(workers or usable_cores(), len(jobs)))
+    # Measured once, before any of them has taken its share.
+    jobs = [replace(job, picture_memory=memory_for_pictures(at_a_time, job.config.pictures_in_memory)) for job in jobs]
     named = ", ".join(arms) if len(arms) <= _MOST_NAMED else f"{len(jobs)} policies"
     with progress_bar(f"training {named}", quiet=quiet, share=True) as progress:
         run_jobs(_train_one, jobs, workers=workers, progress=progress)
@@ -154,6 +168,11 @@ def _train_one(job: Job, progress: Progress) -> None:
     offline.use_one_thread()
     run = Run.open(job.config.run)
     settings = {key: value for key, value in as_record(job.config).items() if key not in _NOT_OF_ONE_POLICY}
+    if job.config.memory:
+        del settings["memory"]  # so that policies made before there was a choice stay valid
+    if job.config.loop_settings is not None:  # likewise
+        asked_of_loop = {key: value for key, value in settings["loop_settings"].items() if key not in ("device", "precision", "compile")}
+        settings["loop_settings"] = asked_of_loop | job.config.loop_settings.decisive()
     asked = settings | {"arm": job.arm, "reward": job.reward}
     inputs = inputs_of(run, job.reward)
     whole = _opens(job.part)
@@ -162,7 +181,8 @@ def _train_one(job: Job, progress: Progress) -> None:
     values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else rewards_of(run, job.reward).values
     dataset = dataset_of(run)
     views, vectors = what_is_seen(job.config, dataset)
-    transitions = Transitions.build(dataset, values, views=views, vectors=vectors)
+    place = None if job.picture_memory is None else PicturePlace(run.path / FOLDER, job.picture_memory)
+    transitions = Transitions.build(dataset, values, views=views, vectors=vectors, memory=job.config.memory, pictures=place)
     updates = job.config.updates or offline.updates_for(transitions.spec)
     run.manifest_path(job.part).unlink(missing_ok=True)  # not before: what cannot be trained takes no finished policy away
     if not whole:

@@ -19,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from guerdon import discover
 from guerdon.errors import MissingExtra, PolicyError, StaleInput, UsageError
+from guerdon.machine import Device, Machine, Precision, quick_products
 from guerdon.records import canonical_json
 from guerdon.runs import writing
 from guerdon.training.policy import RECORD, read_record, read_tensors, save_policy, write_tensors
@@ -54,13 +56,31 @@ class Config:
     """Updates between two lines of metrics."""
     checkpoint_every: int = 500
     """Updates between two checkpoints; a multiple of log_every."""
+    device: Device = "auto"
+    """Where to train: cpu, cuda, or auto, which takes a graphics card if there is one."""
+    precision: Precision = "float32"
+    """Of matrix products and convolutions: float32, or bfloat16, which is faster on processors and cards that have it."""
+    compile: bool = False
+    """Compile whole updates of policies that see a state: some ten seconds at the start, twice as many updates a second afterwards. Needs a
+    C++ compiler."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in ("sequences", "context", "log_every", "checkpoint_every"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
+        self.machine()
         if self.checkpoint_every % self.log_every:
             raise UsageError(f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every ({self.log_every})")
+
+    def machine(self) -> Machine:
+        """What to train on. Raises UsageError if it is not there."""
+        return Machine.of(self.device, self.precision, self.compile)
+
+    def decisive(self) -> dict[str, Any]:
+        """Settings that change the numbers, if only by rounding, where they differ from the defaults."""
+        chosen = {"precision": self.precision, "compile": self.compile}
+        return {name: value for name, value in chosen.items() if value != getattr(Config, name)}
 
     def of(self, spec: ObservationSpec) -> tuple[int, int]:
         """Sequences and context for what a policy sees."""
@@ -147,8 +167,8 @@ def advantages(
     run.restore()
     found: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
     for number, trajectory in enumerate(transitions.trajectories):
-        batch = collate(transitions, [Chunk(number, 0, trajectory.length)])
-        found[trajectory.episode, trajectory.annotation] = run.algorithm.advantages(batch)[batch.acted].numpy().astype(np.float32)
+        batch = collate(transitions, [Chunk(number, 0, trajectory.length)]).to(run.machine.device)
+        found[trajectory.episode, trajectory.annotation] = run.algorithm.advantages(batch)[batch.acted].cpu().numpy().astype(np.float32)
     return found
 
 
@@ -161,12 +181,14 @@ def updates_within(
     """
     algorithm_class = discover.load("algorithms", algorithm_name)
     algorithm = algorithm_class(transitions, config or algorithm_class.Config(), seed=0, updates=trial + 1)
-    sequences, context = (loop or Config()).of(transitions.spec)
+    loop = loop or Config()
+    sequences, context = loop.of(transitions.spec)
     sampler = Sampler(transitions, sequences=sequences, context=context, seed=0)
-    algorithm.update(sampler.draw())
+    machine = loop.machine()
+    algorithm.to(machine.device)
+    algorithm.learn(sampler, 1, machine)
     begin = time.perf_counter()
-    for _ in range(trial):
-        algorithm.update(sampler.draw())
+    algorithm.learn(sampler, trial, machine)
     return max(1, int(seconds * trial / (time.perf_counter() - begin)))
 
 
@@ -191,6 +213,7 @@ def _run_of(
         "context": context,
         "seed": seed,
         "data": transitions.fingerprint,
+        **loop.decisive(),
     }
     return _TrainingRun(algorithm, sampler, transitions.spec, loop, asked, Path(out))
 
@@ -204,6 +227,8 @@ class _TrainingRun:
         """Everything that decides the result."""
         self.made = 0
         self.seconds = 0.0
+        self.machine = loop.machine()
+        algorithm.to(self.machine.device)
 
     def clear(self) -> None:
         for name in (RECORD, CHECKPOINT, METRICS):
@@ -249,10 +274,8 @@ class _TrainingRun:
     def _updates(self, count: int) -> dict[str, float]:
         """Makes `count` updates; returns the means of their metrics, which are read from the device once, at the end."""
         begin = time.perf_counter()
-        sums: dict[str, Tensor] = {}
-        for _ in range(count):
-            for name, value in self.algorithm.update(self.sampler.draw()).items():
-                sums[name] = sums[name] + value if name in sums else value.clone()
+        with self._products():
+            sums = self.algorithm.learn(self.sampler, count, self.machine)
         means = {name: float(total) / count for name, total in sums.items()}
         self.made += count
         self.seconds += time.perf_counter() - begin
@@ -262,6 +285,10 @@ class _TrainingRun:
             what = f"training diverged: {', '.join(broken)} is not finite near update {self.made}"
             raise PolicyError(what, where=str(self.out), cure=cure)
         return means
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """oneDNN's products cost more than they save in the tiny steps of a memory."""
+        return nullcontext() if self.spec.remembers or self.machine.device.type != "cpu" else quick_products()
 
     def _save(self) -> None:
         record = {"asked": self.asked, "sampler": self.sampler.state(), "made": self.made, "seconds": self.seconds}
