@@ -104,7 +104,9 @@ class TaskList:
         return loaded
 
 
-def task_list(dataset: Dataset, *, lengths: Sequence[int], per_length: int, seed: int) -> TaskList:
+def task_list(
+    dataset: Dataset, *, lengths: Sequence[int], per_length: int | None, seed: int, held_out_words: bool = True
+) -> TaskList:  # fmt: skip
     """Draws tasks from a dataset, and varies each: fixed start, randomised start, held-out words.
 
     Where a task was demonstrated several times, its first demonstration gives words and step limit.
@@ -112,15 +114,16 @@ def task_list(dataset: Dataset, *, lengths: Sequence[int], per_length: int, seed
     Args:
         dataset: its episodes carry a task in their metadata.
         lengths: numbers of sub-tasks wanted; tasks are listed in this order.
-        per_length: tasks drawn for each length, before they are varied.
+        per_length: tasks drawn for each length, before they are varied; None for all that were recorded.
         seed: of the draw and of the randomised starts. A task's randomised start does not depend on which others were drawn.
+        held_out_words: whether each task is also set in words that the data does not use.
 
     Raises:
         UsageError: if there are not enough tasks of a length.
         DatasetError: if the dataset was not recorded in an environment of ours.
         EnvironmentFailed: if a task cannot be built or varied.
     """
-    if per_length < 1 or not lengths or len(set(lengths)) < len(lengths):
+    if (per_length is not None and per_length < 1) or not lengths or len(set(lengths)) < len(lengths):
         raise UsageError(f"tasks need lengths that differ and at least one task of each, not {list(lengths)} and {per_length}")
     recorded = _recorded_tasks(dataset)
     variants = [
@@ -128,6 +131,7 @@ def task_list(dataset: Dataset, *, lengths: Sequence[int], per_length: int, seed
         for length in lengths
         for task, episode in _draw([entry for entry in recorded if entry[0].length == length], length, per_length, seed)
         for variant in _variants(task, seed)
+        if held_out_words or variant.wording == "seen"
     ]
     return TaskList(tuple(task for task, _ in variants), {task.id: episode for task, episode in variants}, dataset.fingerprint)
 
@@ -151,8 +155,11 @@ def _recorded_tasks(dataset: Dataset) -> list[tuple[Task, int]]:
     return list(found.values())
 
 
-def _draw(tasks: list[tuple[Task, int]], length: int, count: int, seed: int) -> list[tuple[Task, int]]:
-    """`count` of the tasks, drawn at random, in order of recording."""
+def _draw(tasks: list[tuple[Task, int]], length: int, count: int | None, seed: int) -> list[tuple[Task, int]]:
+    """`count` of the tasks, drawn at random, in order of recording; all of them for None."""
+    if count is None and tasks:
+        return tasks
+    count = count or 1
     if len(tasks) < count:
         cure = "Ask for fewer tasks of each length, or collect more."
         raise UsageError(f"the dataset has {len(tasks)} tasks of {length} sub-tasks, {count} are wanted", cure=cure)

@@ -36,7 +36,7 @@ from guerdon.answers import Choice, Preference, Scores, Text
 from guerdon.errors import ProviderError, UnknownName, UsageError
 from guerdon.interfaces import Provider
 from guerdon.providers._errors import confuse, draw_classes, myopic_return, prefer
-from guerdon.records import Cause, Failure, Quote, Rater, Reply, Request, Subject, Usage, canonical_json, digest
+from guerdon.records import Cause, Evidence, Failure, Quote, Rater, Reply, Request, Subject, Usage, canonical_json, digest
 
 Truth = Callable[[Subject], npt.NDArray[np.floating[Any]]]
 """True contribution of each action of a subject: (n,), 1 serves the instruction, 0 does not matter, -1 hinders it, NaN is not known (and
@@ -222,7 +222,7 @@ class Scripted(Provider):
     def _judged(self, request: Request, repeat: int) -> _Said | Failure:
         """What is to be said to a request, errors included: the same in every turn about the same evidence."""
         answer, evidence, count = request.answer, request.evidence, request.subject.stop - request.subject.start
-        seen = digest(canonical_json([evidence.instruction, evidence.actions, [frame.id for frame in evidence.frames]]))
+        seen = sign_of(evidence)
         by_action = count > 0 and request.subject.other is None and (request.purpose == _SCORED or self._qualities is None)
         if isinstance(answer, Scores) or (by_action and isinstance(answer, Text) and self._truth):
             return self._scored(request, seen, repeat)
@@ -249,7 +249,7 @@ class Scripted(Provider):
             return _unsupported("no_ground_truth")
         if truth.shape != (len(request.evidence.actions),):
             return _unsupported("ground_truth_of_other_length")
-        scores = self._scores(truth, seen, repeat)
+        scores = self.scores(truth, seen, repeat)
         if not isinstance(request.answer, Scores):
             return _Said(_analysis(request.evidence.actions, scores), _vague)
         specification = request.answer
@@ -257,8 +257,15 @@ class Scripted(Provider):
         asked = np.rint(specification.low + share * (specification.high - specification.low)).astype(int).tolist()
         return _Said(specification.render(asked), partial(_malformed, asked))
 
-    def _scores(self, truth: npt.NDArray[np.float64], seen: str, repeat: int) -> npt.NDArray[np.int64]:
-        """One score per action on 0..10, errors included."""
+    def scores(self, truth: npt.NDArray[np.floating[Any]], seen: str, repeat: int = 0) -> npt.NDArray[np.int64]:
+        """One score per action on 0..10, errors included: what is answered about the evidence with the sign `seen` (`sign_of`).
+
+        Args:
+            truth: (n,) contribution of each action, as `Truth` gives it.
+
+        Returns:
+            (n,)
+        """
         config = self.config
         random = seeding.generator(config.seed, "scores", seen, repeat)
         count = len(truth)
@@ -329,6 +336,11 @@ class Scripted(Provider):
             several = len(actions) == len(fulfilled)
             lines = [f"{number}: {actions[number]} - {each}" if several else each for number, each in enumerate(fulfilled)]
         return _Said("\n".join([*lines, f"[seen: {seen[-12:]}]"]), _vague)
+
+
+def sign_of(evidence: Evidence) -> str:
+    """Digest of what is seen: the errors made about it depend on nothing else."""
+    return digest(canonical_json([evidence.instruction, evidence.actions, [frame.id for frame in evidence.frames]]))
 
 
 class _Said(NamedTuple):

@@ -160,12 +160,13 @@ def fill_page(path: Path, give: Callable[[str], str]) -> None:
 
 # --- figures ------------------------------------------------------------------------------------------------------------------------
 
-_COLOURS = ("#3b6fb5", "#d1662b", "#3f8f57", "#8a5fb0", "#a08a2c", "#5c7d8a")
+_COLOURS = ("#3b6fb5", "#d1662b", "#3f8f57", "#8a5fb0", "#a08a2c", "#5c7d8a", "#b5476f", "#4f4f4f")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460.0, 300.0, 52.0, 14.0, 34.0, 46.0
 _STYLE = (
     "text{font:12px sans-serif;fill:#555}.title{font-weight:bold;fill:#333}.grid{stroke:#ccc;stroke-width:.7}"
     "@media(prefers-color-scheme:dark){text{fill:#bbb}.title{fill:#ddd}.grid{stroke:#555}}"
 )
+_WHISKER_STYLE = ".whisker{stroke:#222;stroke-width:1.1}@media(prefers-color-scheme:dark){.whisker{stroke:#ddd}}"
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,55 @@ def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str
     size = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT + legend:g}" width="{_WIDTH:g}" height="{_HEIGHT + legend:g}"'
     head = f"<title>{escape(title)}</title><style>{_STYLE}</style>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
+
+
+def bars(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
+    """A figure as an SVG file's text: at every place one bar for each series, with 95 % intervals and exact numbers as tooltips. The
+    vertical axis begins at zero."""
+    numbers = [n for line in drawn for e in line.values for n in (e.value, e.low, e.high) if n is not None and math.isfinite(n)]
+    ticks = _ticks([0.0, *(numbers or [1.0])])
+    low, high = ticks[0], ticks[-1]
+    floor = _HEIGHT - _BOTTOM
+    scale = (floor - _TOP) / (high - low)
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(places), 1)
+    width = min(0.84 * step / max(len(drawn), 1), 26.0)
+
+    def height_of(value: float) -> float:
+        return floor - (value - low) * scale
+
+    marks = [_text(title, _LEFT, 18, "title")]
+    for tick in ticks:
+        y = height_of(tick)
+        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(_text(f"{tick:.2f}".replace("-", "−"), _LEFT - 6, y + 4, anchor="end"))
+    marks += [_text(place, _LEFT + step * (n + 0.5), floor + 17, anchor="middle") for n, place in enumerate(places)]
+    marks.append(_text(axis, (_LEFT + _WIDTH - _RIGHT) / 2, floor + 36, anchor="middle"))
+    marks.append(_text(measure, _WIDTH - _RIGHT, 18, anchor="end"))
+    for number, line in enumerate(drawn):
+        colour = _COLOURS[number % len(_COLOURS)]
+        for place, each in enumerate(line.values):
+            if math.isfinite(each.value):
+                middle = _LEFT + step * (place + 0.5) + (number - (len(drawn) - 1) / 2) * width
+                marks += _bar(each, middle, width, colour, height_of, f"{line.name}, {places[place]}: {shown(each)}")
+        y = _HEIGHT + 8 + 18 * number
+        marks.append(f'<rect x="{_LEFT}" y="{y - 6}" width="22" height="10" fill="{colour}"/>')
+        marks.append(_text(line.name, _LEFT + 30, y + 4))
+    body = "\n".join(marks)
+    height = _HEIGHT + 18.0 * len(drawn) + 4
+    size = f'viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}" height="{height:g}"'
+    head = f"<title>{escape(title)}</title><style>{_STYLE}{_WHISKER_STYLE}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
+
+
+def _bar(found: Estimate, middle: float, width: float, colour: str, height_of: Callable[[float], float], tip: str) -> list[str]:
+    """One bar from zero, with its interval as a line."""
+    top, bottom = sorted((height_of(found.value), height_of(0.0)))
+    place = f'x="{middle - 0.45 * width:.1f}" y="{top:.1f}" width="{0.9 * width:.1f}" height="{bottom - top:.1f}"'
+    marks = [f'<rect {place} fill="{colour}"><title>{escape(tip)}</title></rect>']
+    if found.low is not None and found.high is not None:
+        ends = f'x1="{middle:.1f}" x2="{middle:.1f}" y1="{height_of(found.low):.1f}" y2="{height_of(found.high):.1f}"'
+        marks.append(f'<line class="whisker" {ends}/>')
+    return marks
 
 
 def _ticks(numbers: Sequence[float]) -> list[float]:

@@ -43,11 +43,19 @@ class Config:
     lengths: tuple[int, ...] = ()
     """Numbers of sub-tasks; all that the dataset has, up to 6, if not given."""
     per_length: int = 10
-    """Tasks of each length; each is set from the recorded start, from another start, and in words that the data does not use."""
+    """Tasks of each length; each is set from the recorded start, from another start, and in words that the data does not use. All recorded
+    tasks of these lengths if 0."""
+    other_words: bool = True
+    """Set each task also in words that the data does not use."""
+    tasks: Path | None = None
+    """A list of tasks that another run has (its tasks.json), instead of tasks drawn from this run's dataset: policies of different datasets
+    meet the same tasks."""
     seed: int = 0
     """Seed of the choice of tasks and starts."""
     seeds: int = 0
     """Seeds of the random baseline; as many as the policies have if 0."""
+    policy_seeds: tuple[int, ...] = ()
+    """Which policies of each arm, by their seeds; all that are finished if not given."""
     rollouts: int = 3
     """Tasks for which a short film of the first seed is kept."""
     jobs: int = 0
@@ -56,8 +64,8 @@ class Config:
     """No progress bars."""
 
     def __post_init__(self) -> None:
-        if self.per_length < 1 or self.seeds < 0 or self.rollouts < 0 or self.jobs < 0:
-            raise UsageError("per_length is at least 1; seeds, rollouts and jobs are at least 0")
+        if min(self.per_length, self.seeds, self.rollouts, self.jobs, *self.policy_seeds, 0) < 0:
+            raise UsageError("per_length, seeds, policy_seeds, rollouts and jobs are at least 0")
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
 def frozen_tasks(run: Run, dataset: Dataset, config: Config) -> TaskList:
     """The run's list of tasks: made once, then the same for every arm. Raises RunError if other tasks are asked for later."""
     path = run.path / "tasks.json"
-    lengths = config.lengths or tuple(length for length in recorded_lengths(dataset) if length <= _LONGEST)
-    wanted = task_list(dataset, lengths=lengths, per_length=config.per_length, seed=config.seed)
+    wanted = _tasks_wanted(dataset, config)
     if not path.is_file():
         wanted.save(path)
     stored = TaskList.load(path)
@@ -101,6 +108,14 @@ def frozen_tasks(run: Run, dataset: Dataset, config: Config) -> TaskList:
         cure = "All arms of a run share their tasks: use the same settings, or delete tasks.json and the folder evaluations to begin again."
         raise RunError("holds other tasks than the ones asked for now", where=str(path), cure=cure)
     return stored
+
+
+def _tasks_wanted(dataset: Dataset, config: Config) -> TaskList:
+    if config.tasks is not None:
+        return TaskList.load(config.tasks)
+    lengths = config.lengths or tuple(length for length in recorded_lengths(dataset) if length <= _LONGEST)
+    per_length = config.per_length or None
+    return task_list(dataset, lengths=lengths, per_length=per_length, seed=config.seed, held_out_words=config.other_words)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -119,6 +134,12 @@ def _jobs(run: Run, config: Config, tasks: TaskList) -> list[Job]:
     for arm, found in seeds.items():
         if arm not in trained:
             raise RunError(f"no policy is called '{arm}'; there are: {', '.join(trained) or 'none'}", where=str(folder))
+        if config.policy_seeds:
+            missing = sorted(set(config.policy_seeds) - set(found))
+            if missing:
+                cure = "Train it, or name other seeds with --policy-seeds."
+                raise RunError(f"holds no finished policy of seed {missing[0]}", where=str(folder / arm), cure=cure)
+            seeds[arm] = sorted(set(config.policy_seeds))
         if not found:
             cure = "Run the command that trains it again, or name the arms to evaluate with --arms."
             raise RunError("holds no finished policy", where=str(folder / arm), cure=cure)
@@ -188,6 +209,9 @@ def _actor(run: Run, job: Job, dataset: Dataset, tasks: TaskList, world: type[En
     if job.arm == "random":
         return RandomActor(job.seed, len(world.action_names), world.action_size)
     if job.arm == "replay":
+        if tasks.dataset != dataset.fingerprint:
+            cure = "Leave the arm 'replay' out with --arms."
+            raise UsageError("the tasks come from another dataset, so that nothing is there to be repeated", where=str(run.path), cure=cure)
         return ReplayActor.of(dataset, tasks.sources)
     from guerdon.training.offline import use_one_thread
     from guerdon.training.policy import load_policy
