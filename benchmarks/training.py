@@ -3,8 +3,9 @@
     python benchmarks/training.py [--updates 20] [--sequences 8]
 
 Prints, for each algorithm: milliseconds of processor time per update, transitions per second, parameters; for acting: decisions per second
-with 1 and with 60 episodes side by side. The data are random pictures of 11x6 tiles of 8 pixels in episodes of 10 to 40 steps, which take
-the same time as real ones. Processor time, not wall time, so that a busy neighbour disturbs less.
+with 1 and with 60 episodes side by side. There are two kinds of data: random pictures of 11x6 tiles of 8 pixels in episodes of 10 to 40
+steps, in which nothing repeats, and demonstrations in the BabyAI world (1 to 6 sub-tasks), in which half of the pictures do and which are
+made of few tiles. Processor time, not wall time, so that a busy neighbour disturbs less.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from guerdon import discover
+from guerdon.recipes.collect_babyai import Config, demonstrations
 from guerdon.records import Task
 from guerdon.training.offline import use_one_thread
 from guerdon.training.policy import Policy
@@ -41,6 +43,25 @@ def random_transitions(episodes: int, random: np.random.Generator) -> Transition
     terminal[ends - 1] = True
     frames = {"full": random.integers(0, 256, (rows, HEIGHT, WIDTH, 3), dtype=np.uint8)}
     action, reward = random.integers(0, len(ACTIONS), steps), random.random(steps).astype(np.float32)
+    return Transitions(spec, trajectories, frames, action, reward, terminal, texts, "benchmark")
+
+
+def recorded_transitions(tasks: int) -> Transitions:
+    """Demonstrations as `guerdon collect-babyai` records them, with the contribution of each action as its reward."""
+    episodes = list(demonstrations(Config(level="small", tasks=tasks, demonstrations=2, lengths=(1, 6))))
+    lengths = np.array([len(episode.actions) for episode in episodes])
+    texts = [episode.annotations[0].instruction for episode in episodes]
+    frames = {"full": np.concatenate([episode.frames["full"] for episode in episodes])}
+    spec = ObservationSpec({"full": frames["full"].shape[1:3]}, ACTIONS, Vocabulary.of(texts))
+    ends = lengths.cumsum()
+    trajectories = [
+        Trajectory(number, 0, int(end - length) + number, int(end - length), int(length))
+        for number, (end, length) in enumerate(zip(ends, lengths, strict=True))
+    ]
+    terminal = np.zeros(int(lengths.sum()), dtype=np.bool_)
+    terminal[ends - 1] = [episode.terminated for episode in episodes]
+    action = np.concatenate([episode.actions for episode in episodes])
+    reward = np.concatenate([episode.privileged["contribution"] for episode in episodes]).astype(np.float32)
     return Transitions(spec, trajectories, frames, action, reward, terminal, texts, "benchmark")
 
 
@@ -75,10 +96,13 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     arguments = parser.parse_args()
     use_one_thread()
-    transitions = random_transitions(200, np.random.default_rng(0))
-    print(f"torch {torch.__version__}, 1 thread, pictures {HEIGHT}x{WIDTH}, {arguments.sequences} episodes a batch")
-    for name in discover.names("algorithms"):
-        benchmark(name, transitions, updates=arguments.updates, sequences=arguments.sequences)
+    print(f"torch {torch.__version__}, 1 thread, {arguments.sequences} episodes a batch")
+    data = {"random": random_transitions(200, np.random.default_rng(0)), "BabyAI": recorded_transitions(60)}
+    for kind, transitions in data.items():
+        _, height, width, _ = transitions.frames["full"].shape
+        print(f"{kind}: {len(transitions.frames['full'])} pictures {height}x{width}")
+        for name in discover.names("algorithms"):
+            benchmark(name, transitions, updates=arguments.updates, sequences=arguments.sequences)
 
 
 if __name__ == "__main__":
