@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
 from guerdon import picture_tiles
+from guerdon.algorithms.bc import BC
+from guerdon.errors import UsageError
+from guerdon.networks import PolicyNetwork, SymbolTiles
 from guerdon.picture_tiles import Catalogue, Frames, catalogue
+from guerdon.training.offline import train
+from guerdon.training.policy import load_policy
+from guerdon.transitions import Transitions
+from tests.memory import MemoryDataset, MemoryEpisode
 
 RANDOM = np.random.default_rng(0)
 NOISE = RANDOM.integers(0, 256, (300, 12, 20, 3), dtype=np.uint8)
@@ -100,3 +109,76 @@ def test_pictures_move_as_a_whole() -> None:
     observed = np.arange(5)
     moved = found.batch(observed, np.zeros(5, np.int64), lambda wanted: frames[wanted]).to(torch.device("cpu"))
     np.testing.assert_array_equal(moved.pixels().numpy(), frames[:5])
+
+
+# --- tiles as symbols ---------------------------------------------------------------------------------------------------------------
+
+
+def drawn(numbers: npt.NDArray[np.int64]) -> Frames:
+    """Pictures of tiles of one colour each: (N, rows, columns) -> (N, 8 rows, 8 columns, 3)."""
+    return np.repeat(np.repeat(numbers, 8, 1), 8, 2)[..., None].repeat(3, 3).astype(np.uint8)
+
+
+def symbols() -> SymbolTiles:
+    torch.manual_seed(0)
+    tiles = SymbolTiles(16, 24, 8, 5)
+    tiles.learn(torch.from_numpy(drawn(np.array([[[10]], [[20]], [[30]]]))))
+    return tiles
+
+
+def test_symbols_say_which_tile_it_is_and_nothing_else() -> None:
+    tiles = symbols()
+    with torch.no_grad():
+        tiles.position.zero_()
+        tiles.embedding.weight.abs_()  # so that nothing is cut off
+    looked = tiles(torch.from_numpy(drawn(np.array([[[10, 20, 30], [20, 11, 99]]]))))
+    weight = tiles.embedding.weight
+    assert torch.equal(looked[0, 0], weight[[0, 1, 2]])
+    assert torch.equal(looked[0, 1], weight[[1, SymbolTiles.MOST, SymbolTiles.MOST]])  # strange tiles look alike, however near
+
+
+def test_symbols_of_repeated_pictures_are_those_of_pixels() -> None:
+    numbers = np.random.default_rng(0).choice([10, 20, 30], size=(40, 2, 3))
+    frames = drawn(numbers[np.arange(40) // 2])
+    found = catalogue(frames)
+    assert found is not None
+    batch = found.batch(np.arange(30), np.zeros(30, np.int64), lambda wanted: frames[wanted])
+    tiles = symbols()
+    assert torch.equal(tiles(batch)[batch.row], tiles(torch.from_numpy(frames[:30])))
+
+
+def test_pictures_that_are_not_made_of_few_tiles_cannot_be_symbols() -> None:
+    with pytest.raises(UsageError, match="300 tiles of 8 pixels; 256 of 8"):
+        symbols().learn(torch.zeros(300, 8, 8, 3, dtype=torch.uint8))
+    data = Transitions.build(Noisy([MemoryEpisode(6, "go")]))
+    assert data.libraries() == {"full": None}
+    with pytest.raises(UsageError, match="view 'full' are not made of few tiles"):
+        BC(data, BC.Config(network=PolicyNetwork.Config(symbols=True)), seed=0, updates=1)
+
+
+class Noisy(MemoryDataset):
+    """Camera pictures."""
+
+    def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
+        return NOISE[start:stop]
+
+
+class Grid(MemoryDataset):
+    """Pictures of 2 x 3 tiles of three kinds; the agent is told what to do by the first one."""
+
+    def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
+        numbers = np.random.default_rng(index).integers(0, 3, (40, 2, 3))
+        return drawn(10 * (1 + numbers[start:stop]))
+
+    def actions(self, index: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng(index).integers(0, 3, (40, 2, 3))[:20, 0, 0]
+
+
+def test_a_policy_of_symbols_learns_is_kept_and_acts(tmp_path: Path) -> None:
+    data = Transitions.build(Grid([MemoryEpisode(20, "go") for _ in range(12)]))
+    config = BC.Config(network=PolicyNetwork.Config(symbols=True, channels=8, width=16))
+    policy = load_policy(train(data, "bc", config, updates=150, seed=0, out=tmp_path))
+    policy.start("go")
+    numbers = np.random.default_rng(99).integers(0, 3, (30, 2, 3))
+    chosen = [policy.step(picture) for picture in drawn(10 * (1 + numbers))]
+    assert np.mean(np.array(chosen) == numbers[:, 0, 0]) > 0.9

@@ -31,7 +31,7 @@ A picture is conditioned on words as in "FiLM: Visual Reasoning with a General C
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -221,24 +221,57 @@ class Tiles(nn.Module):
         super().__init__()
         self.tile, self.rows, self.columns = tile, math.ceil(height / tile), math.ceil(width / tile)
         self.edge = (0, 0, 0, self.columns * tile - width, 0, self.rows * tile - height)
-        self.embedding = nn.Linear(3 * tile * tile, channels)
+        self.embedding: nn.Module = nn.Linear(3 * tile * tile, channels)
         self.position = nn.Parameter(torch.randn(self.rows, self.columns, channels) * 0.1)
 
     def forward(self, frames: Tensor | Pictures) -> Tensor:
         if isinstance(frames, Pictures) and frames.library is not None and frames.library.shape[1] == self.tile:
-            each = self._embedded(frames.library.flatten(1).float())
+            each = self._embedded(frames.library.flatten(1))
             embedded = each.index_select(0, frames.distinct.flatten()).view(*frames.distinct.shape, -1)
         else:
             pictures = frames.distinct_pixels() if isinstance(frames, Pictures) else frames
             whole = F.pad(pictures, self.edge) if any(self.edge) else pictures
             cut = whole.view(-1, self.rows, self.tile, self.columns, self.tile, 3).transpose(2, 3)
-            embedded = self._embedded(cut.reshape(-1, self.rows, self.columns, 3 * self.tile * self.tile).float())
+            embedded = self._embedded(cut.reshape(-1, self.rows, self.columns, 3 * self.tile * self.tile))
         return F.relu_(embedded + self.position)
 
-    def _embedded(self, pixels: Tensor) -> Tensor:
-        """The linear map of pixels / 127.5 - 1, without two more passes over all pixels."""
-        weight = self.embedding.weight
-        return F.linear(pixels, weight / 127.5, self.embedding.bias - weight.sum(1))
+    def _embedded(self, tiles: Tensor) -> Tensor:
+        """(..., 3 tile tile) uint8 -> (..., channels): the linear map of pixels / 127.5 - 1, without two more passes over all pixels."""
+        weight, bias = self.embedding.parameters()
+        return F.linear(tiles.float(), weight / 127.5, bias - weight.sum(1))
+
+
+class SymbolTiles(Tiles):
+    """As `Tiles`, but a tile says only which one it is of those in the data, not what it looks like: input as a grid of symbols.
+
+    Tiles that are not in the data all look the same. `learn` takes over which ones are.
+    """
+
+    MOST = 256
+
+    known: Tensor
+    count: Tensor
+
+    def __init__(self, height: int, width: int, tile: int, channels: int) -> None:
+        super().__init__(height, width, tile, channels)
+        self.register_buffer("known", torch.zeros(self.MOST, 3 * tile * tile, dtype=torch.uint8))
+        self.register_buffer("count", torch.tensor(0))
+        self.embedding: nn.Module = nn.Embedding(self.MOST + 1, channels)
+
+    def learn(self, library: Tensor) -> None:
+        """Takes over the tiles (K, tile, tile, 3) uint8 of the data. Raises UsageError if there are too many."""
+        if len(library) > self.MOST or library.shape[1] != self.tile:
+            what = f"the pictures are made of {len(library)} tiles of {library.shape[1]} pixels; {self.MOST} of {self.tile} can be symbols"
+            raise UsageError(what, cure="Look at pixels: leave out --NAME.network.symbols.")
+        self.known[: len(library)] = library.flatten(1)
+        self.count.fill_(len(library))
+
+    def _embedded(self, tiles: Tensor) -> Tensor:
+        distinct, place = torch.unique(tiles.flatten(0, -2), dim=0, return_inverse=True)
+        same = (distinct[:, None] == self.known[None, : int(self.count)]).all(2)
+        symbols = torch.where(same.any(1), same.int().argmax(1), self.MOST)
+        embedded: Tensor = self.embedding(symbols[place].view(tiles.shape[:-1]))
+        return embedded
 
 
 class _NarrowedChange(torch.autograd.Function):
@@ -351,7 +384,7 @@ class View(nn.Module):
     def __init__(self, size: tuple[int, int], config: PolicyNetwork.Config) -> None:
         super().__init__()
         channels, width = config.channels, config.width
-        self.tiles = Tiles(*size, config.tile, channels)
+        self.tiles = (SymbolTiles if config.symbols else Tiles)(*size, config.tile, channels)
         self.early = nn.ModuleList(ConditionedConvolution(channels, width) for _ in range(config.early_convolutions))
         self.late = nn.ModuleList(ConditionedConvolution(channels, 2 * width) for _ in range(config.late_convolutions))
         self.early_layout = Layout(self.tiles, channels, config.layout_numbers, width)
@@ -565,6 +598,15 @@ class Trunk(nn.Module):
         states, memory = self.memory(place.pad(seen), rows.lengths, memory)
         return [second for _, second in felt], states, memory
 
+    def learn_tiles(self, libraries: Mapping[str, Tensor | None]) -> None:
+        """Takes over the tiles of each view as symbols. Raises UsageError if pictures are not made of few tiles."""
+        for name, view in self._views():
+            library = libraries.get(name)
+            if library is None:
+                what = f"the pictures of view '{name}' are not made of few tiles, so their tiles cannot be symbols"
+                raise UsageError(what, cure="Look at pixels: leave out --NAME.network.symbols.")
+            view.tiles.learn(library)
+
     def scales(self) -> Iterator[tuple[str, Standardise]]:
         """Each vector's name and how it is brought to scale."""
         return ((name, vector.standardise) for name, vector in self._vectors())
@@ -656,6 +698,8 @@ class PolicyNetwork(nn.Module):
         """Numbers that are kept of each tile, together with its place."""
         width: int = 128
         """Width of word features, memory and heads; even."""
+        symbols: bool = False
+        """Look at a grid of symbols: which of the tiles in the data each tile is, not its pixels. For pictures of grid worlds."""
         hidden: tuple[int, ...] = (256, 256)
         """Widths of the hidden layers of each network that sees vectors and no pictures."""
 
@@ -722,8 +766,20 @@ class PolicyNetwork(nn.Module):
             return Perceptron(inputs, self.config.hidden, outputs)
         return Perceptron(inputs, (self.config.width,), outputs) if beside else head(self.trunk.width, outputs)
 
-    def measure(self, moments: Mapping[str, tuple[Tensor, Tensor]], action_deviation: Tensor | None) -> None:
-        """Takes over what is known of the data before learning: mean and deviation (D,) of each vector, deviation (A,) of the actions."""
+    def measure(
+        self,
+        moments: Mapping[str, tuple[Tensor, Tensor]],
+        action_deviation: Tensor | None,
+        libraries: Callable[[], Mapping[str, Tensor | None]] = dict,
+    ) -> None:
+        """Takes over what is known of the data before learning: mean and deviation (D,) of each vector, deviation (A,) of the actions, and
+        the tiles (K, tile, tile, 3) that the pictures of each view are made of, which are asked for only if they are needed.
+
+        Raises:
+            UsageError: if tiles are to be symbols, and there are too many.
+        """
+        if self.config.symbols and isinstance(self.trunk, Trunk):
+            self.trunk.learn_tiles(libraries())
         for name, scale in self.trunk.scales():
             scale.measure(*moments[name])
         if isinstance(self.head, GaussianHead) and action_deviation is not None:

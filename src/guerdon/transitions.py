@@ -294,6 +294,10 @@ class Transitions:
         memory, which look at pixels. Found when first asked for."""
         return {view: catalogue(pictures) if self.spec.remembers else None for view, pictures in self.frames.items()}
 
+    def libraries(self) -> dict[str, Tensor | None]:
+        """View -> the tiles (K, tile, tile, 3) uint8 that all its pictures are made of; None if they are not made of few."""
+        return {view: None if found is None else found.library for view, found in self.catalogues.items()}
+
     def __len__(self) -> int:
         """Number of transitions, over all trajectories."""
         return len(self.action)

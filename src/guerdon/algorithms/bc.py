@@ -44,7 +44,7 @@ class BC(Algorithm):
         self._joint: _joint.JointUpdate | None = None
         with seeded(seed, "bc"):
             self.policy = PolicyNetwork.of(transitions.spec, config.network)
-        self.policy.measure(transitions.vector_moments(), transitions.action_deviation())
+        self.policy.measure(transitions.vector_moments(), transitions.action_deviation(), transitions.libraries)
         self._optimiser = Optimiser(self.policy.parameters(), config.optimiser, updates=updates)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ class IQL(Algorithm):
             self._value = self.policy.new_head(1)
             critics = [self.policy.new_head(outputs, beside=spec.action_size) for _ in range(2)]
             self._critics = _Critics(self.policy.trunk, nn.ModuleList(critics))
-        self.policy.measure(transitions.vector_moments(), transitions.action_deviation())
+        self.policy.measure(transitions.vector_moments(), transitions.action_deviation(), transitions.libraries)
         for estimate in (self._value, *self._critics.heads):
             _begin_at(self._reward_scale * float(returns.mean()), estimate)
         self._target = deepcopy(self._critics).requires_grad_(False)

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import pyarrow as arrow
 from tyro.conf import Suppress
 
-from guerdon import samples
+from guerdon import discover, samples
 from guerdon.datasets import open_dataset
 from guerdon.datasets.minari import RecordedEpisode, write_minari
 from guerdon.errors import DatasetError, RunError, UnknownName, UsageError
@@ -77,6 +77,8 @@ class Arm:
     episodes: EPISODES = "chains"
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `guerdon train` that are its own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the algorithm that are its own; those of its network under "network"."""
     shown: bool = False
     """Whether it is drawn in the figures of all arms."""
 
@@ -126,6 +128,10 @@ _FURTHER: tuple[Arm, ...] = (
     Arm(name="rg_vlm_skills", words="RG-VLM, single sub-tasks", expression="rg_vlm", episodes="skills"),
     Arm(name="both_skills", words="sparse + RG-VLM, single sub-tasks", expression=_SCORES.format(labels="rg_vlm"), episodes="skills"),
     Arm(name="oracle_skills", words="sparse + perfect, single sub-tasks", expression=_SCORES.format(labels="oracle"), episodes="skills"),
+    Arm(
+        name="both_tiles", words="sparse + RG-VLM, tiles as symbols", expression=_SCORES.format(labels="rg_vlm"),
+        settings={"network": {"symbols": True}},
+    ),
     Arm(name="clip", words="CLIP", expression="clip", shown=True),
     Arm(name="blip2", words="BLIP-2", expression="blip2", shown=True),
     Arm(name="roboclip", words="RoboCLIP", expression="roboclip", shown=True),
@@ -555,7 +561,8 @@ def _train(config: Config) -> dict[str, Any]:
     for arm in config.chosen:
         kind: dict[str, Any] = {"rewards": (), "algorithm": "bc"} if arm.expression is None else {"rewards": (arm.policies,)}
         shared = {"updates": config.updates, "memory": config.memory, "seeds": config.seeds, "quiet": config.quiet}
-        jobs += jobs_of(TrainConfig(run=config.run(arm.episodes), **{**shared, **_TRAINING, **arm.training, **kind}))
+        own = {"algorithm_settings": _algorithm_settings(arm)} if arm.settings else {}
+        jobs += jobs_of(TrainConfig(run=config.run(arm.episodes), **{**shared, **_TRAINING, **arm.training, **kind, **own}))
     jobs.sort(key=lambda job: job.seed)  # stable: an interrupted study has all arms of the first seeds
     train_jobs(jobs, workers=config.jobs, quiet=config.quiet)
     found: dict[str, Any] = {}
@@ -565,6 +572,15 @@ def _train(config: Config) -> dict[str, Any]:
         kept = ("advantage_spearman", "seconds", "updates", "coverage")
         found[arm.name] = {str(seed): {name: each["results"].get(name) for name in kept} for seed, each in manifests.items()}
     return found
+
+
+def _algorithm_settings(arm: Arm) -> Any:
+    """The Config of an arm's algorithm."""
+    from guerdon.networks import PolicyNetwork
+
+    chosen: Any = discover.load("algorithms", "bc" if arm.expression is None else "iql")
+    network = PolicyNetwork.Config(**arm.settings.get("network", {}))
+    return chosen.Config(**{**arm.settings, "network": network})
 
 
 def _evaluate(config: Config) -> list[dict[str, Any]]:
@@ -610,7 +626,7 @@ def merge_rows(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, A
     return [{name: row[name] for name in _SCHEMA.names} for row in (*kept, *now)]
 
 
-_MAKING = ("expression", "episodes", "training")
+_MAKING = ("expression", "episodes", "training", "settings")
 """Parts of an arm's record that make a difference to its policies."""
 
 
@@ -621,7 +637,7 @@ def _merged(
     path, arms = config.out / RESULTS, {arm.name: arm.to_record() for arm in config.chosen}
     before = read_json(path) if path.is_file() and (config.out / ROWS).is_file() else {}
     known = {arm["name"]: arm for arm in before.get("arms", ())}
-    changed = [name for name, record in arms.items() if name in known and any(known[name][part] != record[part] for part in _MAKING)]
+    changed = [name for name, record in arms.items() if name in known and any(known[name].get(part) != record[part] for part in _MAKING)]
     for name in changed:
         before["training"].pop(name, None)
     training = {
