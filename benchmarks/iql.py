@@ -193,15 +193,17 @@ def as_trained(algorithm: Any, sampler: Any, loop: Any, *, remembers: bool) -> R
 
 
 def ours(transitions: Any, settings: Mapping[str, Any], device: str) -> Run:
-    """Settings: loop (of `guerdon.training.offline.Config`), and one_by_one."""
+    """Settings: loop (of `guerdon.training.offline.Config`), network (of `PolicyNetwork.Config`), and one_by_one."""
     from guerdon.algorithms.iql import IQL
+    from guerdon.networks import PolicyNetwork
     from guerdon.training.offline import Config
     from guerdon.transitions import Sampler
 
     chosen: Any = {"device": device, **settings.get("loop", {})}
     loop = Config(**chosen)
     sequences, context = loop.of(transitions.spec)
-    algorithm = IQL(transitions, IQL.Config(), seed=0, updates=1_000_000)
+    config = IQL.Config(network=PolicyNetwork.Config(**settings.get("network", {})))
+    algorithm = IQL(transitions, config, seed=0, updates=1_000_000)
     sampler = Sampler(transitions, sequences=sequences, context=context, seed=0)
     if settings.get("one_by_one"):
         return one_by_one(algorithm, sampler)
@@ -530,6 +532,11 @@ OURS_ON_PICTURES = (
     Row("plain", "plain_pictures"),
     Row("guerdon", "ours_pictures", {"memory": False}),
     Row("guerdon, bfloat16", "ours_pictures", {"memory": False, "loop": {"precision": "bfloat16"}}),
+    Row(
+        "guerdon, bfloat16, words not learned",
+        "ours_pictures",
+        {"memory": False, "loop": {"precision": "bfloat16"}, "network": {"learn_words": False}},
+    ),
     Row("guerdon, remembering", "ours_pictures", {"memory": True, "loop": {"sequences": SEQUENCES, "context": CONTEXT}}),
 )
 

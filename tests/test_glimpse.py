@@ -506,3 +506,53 @@ def test_too_small_pictures_are_refused_before_anything_is_touched() -> None:
     with pytest.raises(UsageError, match="view 'full' has pictures of 16 x 16 pixels"):
         Transitions.build(data, memory=False)
     assert Transitions.build(data).spec.remembers
+
+
+# --- a reader that does not learn ---------------------------------------------------------------------------------------------------
+
+UNLEARNED = PolicyNetwork.Config(width=16, learn_words=False)
+
+
+def test_a_reader_that_does_not_learn_reads_each_instruction_once() -> None:
+    data = transitions()
+    algorithm = BC(data, BC.Config(network=UNLEARNED, optimiser=FAST), seed=0, updates=20)
+    trunk = algorithm.policy.trunk
+    assert isinstance(trunk, GlimpseTrunk)
+    before, read = deepcopy(trunk.reader.state_dict()), []
+    trunk.reader.register_forward_hook(lambda *arguments: read.append(len(arguments[1][0])))
+    for batch in batches(data, 6):
+        algorithm.update(batch)
+    assert sum(read) == len(TEXTS)
+    assert all(torch.equal(before[name], value) for name, value in trunk.reader.state_dict().items())
+
+
+def test_what_was_read_once_is_what_a_learning_reader_would_see() -> None:
+    """Whatever padding and company an instruction has, and again after other weights were loaded."""
+    data = transitions()
+    learning, fixed = (PolicyNetwork.of(data.spec, replace(SMALL, learn_words=learn)).eval() for learn in (True, False))
+    for seed in (0, 1):
+        with seeded(seed):
+            learning.load_state_dict({name: torch.randn_like(value) for name, value in learning.state_dict().items()})
+        fixed.load_state_dict(learning.state_dict())
+        for texts in (TEXTS[:1], TEXTS, TEXTS[::-1]):
+            tokens = data.spec.vocabulary.batch(texts)
+            with torch.no_grad():
+                assert_close(fixed.trunk.read(tokens).summary, learning.trunk.read(tokens).summary, rtol=1e-5, atol=1e-6)
+
+
+def test_unlearned_words_still_tell_what_to_do(tmp_path: Path) -> None:
+    """One picture, two instructions, opposite actions; the policy is kept, loaded and acts."""
+
+    class Same(Scenes):
+        def frames(self, index: int, view: str, start: int, stop: int) -> Frames:
+            return np.full((stop - start, 36, 44, 3), 99, np.uint8)
+
+        def actions(self, index: int) -> np.ndarray[Any, Any]:
+            return np.full(self._episodes[index].length, index % 2)
+
+    data = Transitions.build(Same(8, named=True), None, views=("above",), memory=False)
+    config = BC.Config(network=UNLEARNED, optimiser=FAST)
+    policy = load_policy(train(data, "bc", config, updates=200, seed=0, out=tmp_path, loop=Config(sequences=8)))
+    for number, text in enumerate(TEXTS):
+        policy.start(text)
+        assert policy.step(np.full((36, 44, 3), 99, np.uint8)) == number

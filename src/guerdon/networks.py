@@ -698,6 +698,9 @@ class PolicyNetwork(nn.Module):
         """Numbers that are kept of each tile, together with its place."""
         width: int = 128
         """Width of word features, memory and heads; even."""
+        learn_words: bool = True
+        """Learn to read. If not, a policy without memory tells instructions apart by what a reader with random weights makes of them, and
+        each is read once: faster, and enough where it will meet no other instructions than those in the data."""
         symbols: bool = False
         """Look at a grid of symbols: which of the tiles in the data each tile is, not its pixels. For pictures of grid worlds."""
         hidden: tuple[int, ...] = (256, 256)
@@ -742,7 +745,10 @@ class PolicyNetwork(nn.Module):
             self.trunk = Trunk(pictures, vectors, words=words, actions=actions, action_size=action_size, config=config)
         else:
             scales = {name: Standardise(size) for name, size in vectors.items()}
-            self.trunk = GlimpseTrunk(pictures, reader=Reader(words, config.width), scales=scales, sizes=vectors, width=config.width)
+            reader = Reader(words, config.width)
+            self.trunk = GlimpseTrunk(
+                pictures, reader=reader, scales=scales, sizes=vectors, width=config.width, learn_words=config.learn_words
+            )
         self.head = GaussianHead(self.new_head(action_size), action_size) if action_size else self.new_head(actions)
 
     @classmethod

@@ -12,6 +12,8 @@ conditions them as in "FiLM: Visual Reasoning with a General Conditioning Layer"
 per distinct text. The previous action is left out: a policy without a memory that sees it learns to repeat itself. Nothing is normalised
 over a batch, so an output never depends on what else is in it.
 
+A reader that does not learn reads each instruction once, and what it made of it is kept.
+
 Under `torch.autocast` convolutions and linear maps are in the lower precision; the reading of instructions, normalisation and the features
 that come out are float32.
 
@@ -22,6 +24,7 @@ instructions of at most L tokens. Nothing is read from disk or written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +86,14 @@ class Camera(nn.Module):
         return wide
 
 
+@dataclass(frozen=True)
+class Summary:
+    """Instructions of which only the whole was kept."""
+
+    summary: Tensor
+    """(U, width)."""
+
+
 class GlimpseTrunk(nn.Module):
     """What is seen now and an instruction -> features (R, width). Has no memory: each row stands alone."""
 
@@ -97,9 +108,11 @@ class GlimpseTrunk(nn.Module):
         scales: Mapping[str, nn.Module],
         sizes: Mapping[str, int],
         width: int,
+        learn_words: bool = True,
     ) -> None:
         """Args: pictures: view -> (height, width) in pixels; reader: tokens (U, L) -> `Words` of `width`; scales: vector -> what brings it
-        to scale (`Standardise`); sizes: vector -> components; width: of the features.
+        to scale (`Standardise`); sizes: vector -> components; width: of the features; learn_words: whether the reader learns; one that does
+        not reads each instruction once.
 
         Raises:
             UsageError: if pictures are too small.
@@ -107,20 +120,32 @@ class GlimpseTrunk(nn.Module):
         super().__init__()
         self.width = width
         self.names, self.vector_names = tuple(pictures), tuple(scales)
-        self.reader = reader
+        self.reader = reader.requires_grad_(learn_words)
+        self._known_words: dict[bytes, Tensor] | None = None if learn_words else {}
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self.cameras = nn.ModuleList(Camera(name, size, width) for name, size in pictures.items())
         self.asked = nn.Linear(width, width)
         self.standardise = nn.ModuleList(scales.values())
         self.felt = nn.ModuleList(nn.Linear(sizes[name], width) for name in scales)
         self.norm = nn.LayerNorm(width)
 
-    def read(self, tokens: Tensor) -> Words:
+    def read(self, tokens: Tensor) -> Any:
         """Reads instructions (U, L), in float32; give the result to `forward` to act on the same ones again and again."""
+        if self._known_words is None or tokens.device.type != "cpu":
+            return self._read(tokens)
+        keys = [row[row > 0].tobytes() for row in tokens.numpy()]
+        unknown = [number for number, key in enumerate(keys) if key not in self._known_words]
+        if unknown:
+            fresh = self._read(tokens[unknown]).summary
+            self._known_words.update(zip([keys[number] for number in unknown], fresh, strict=True))
+        return Summary(torch.stack([self._known_words[key] for key in keys]))
+
+    def _read(self, tokens: Tensor) -> Words:
         with torch.autocast(tokens.device.type, enabled=False):
             words: Words = self.reader(tokens)
         return words
 
-    def remember(self, prefix: Sequences | None, words: Words | None = None) -> None:
+    def remember(self, prefix: Sequences | None, words: Words | Summary | None = None) -> None:
         """Nothing, whatever came before."""
         del prefix, words
 
@@ -128,7 +153,7 @@ class GlimpseTrunk(nn.Module):
         """Each vector's name and how it is brought to scale."""
         return zip(self.vector_names, self.standardise, strict=True)
 
-    def forward(self, rows: Sequences, memory: Tensor | None = None, words: Words | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Sequences, memory: Tensor | None = None, words: Words | Summary | None = None) -> tuple[Tensor, Tensor]:
         """-> features (R, width) float32 of each row, and a memory (B, 0).
 
         Args:
@@ -146,6 +171,13 @@ class GlimpseTrunk(nn.Module):
         with torch.autocast(summary.device.type, enabled=False):
             features = F.relu(self.norm(torch.stack([part.float() for part in parts]).sum(0)))
         return features, summary.new_zeros(len(rows.lengths), 0)
+
+
+def _forget(trunk: GlimpseTrunk, keys: object) -> None:
+    """What was read by other weights."""
+    del keys
+    if trunk._known_words is not None:
+        trunk._known_words.clear()
 
 
 def _floating_type(device: str) -> torch.dtype:
