@@ -504,14 +504,14 @@ def table(title: str, rows: Sequence[Row], effort: Effort, threads: int, beside:
         return {"title": title, "threads": threads, "rows": []}
     reference = next((one for one in summaries if one["row"] == beside), summaries[0])
     print(f"\n{title}, {threads} thread{'s' if threads > 1 else ''} (ratios to: {reference['row']})")
-    print(f"{'':<34} {'updates/s':>10} {'rounds':>15} {'ratio':>6} {'per CPU s':>10} {'ratio':>6} {'others':>7}")
+    print(f"{'':<38} {'updates/s':>10} {'rounds':>15} {'ratio':>6} {'per CPU s':>10} {'ratio':>6} {'others':>7}")
     for one in summaries:
         walls = [each["wall"] for each in one["rounds"]]
         one["ratio_wall"], one["ratio_cpu"] = ratio(one, reference, "wall"), ratio(one, reference, "cpu")
         spread = f"{min(walls):.1f}-{max(walls):.1f}"
         busy = " *" if one["others"] > BUSY else ""
         print(
-            f"{one['row']:<34} {one['wall']:>10.1f} {spread:>15} {one['ratio_wall']:>6.2f} {one['cpu']:>10.1f} {one['ratio_cpu']:>6.2f}"
+            f"{one['row']:<38} {one['wall']:>10.1f} {spread:>15} {one['ratio_wall']:>6.2f} {one['cpu']:>10.1f} {one['ratio_cpu']:>6.2f}"
             f" {one['others']:>7.2f}{busy}",
             flush=True,
         )
