@@ -23,8 +23,8 @@ from guerdon.errors import UsageError
 
 Precision = Literal["float32", "bfloat16"]
 """Of matrix products and convolutions. Weights, optimiser, memory and losses are float32 always."""
-Device = Literal["auto", "cpu", "cuda"]
-"""Where a policy is trained; auto takes a graphics card if torch sees one."""
+Device = Literal["cpu", "cuda"]
+"""Where a policy is trained."""
 
 LARGEST_ERROR = 1e-6
 """Relative error (Frobenius norm, against float64) above which a product does not count as float32."""
@@ -45,15 +45,14 @@ class Machine:
     """Whether whole updates are compiled, where an algorithm offers that."""
 
     @classmethod
-    def of(cls, device: Device = "auto", precision: Precision = "float32", compiled: bool = False) -> Machine:
+    def of(cls, device: Device = "cpu", precision: Precision = "float32", compiled: bool = False) -> Machine:
         """The machine that settings ask for. Raises UsageError for an unknown name, or a graphics card that is not there."""
-        for name, given, known in (("device", device, ("auto", "cpu", "cuda")), ("precision", precision, ("float32", "bfloat16"))):
+        for name, given, known in (("device", device, ("cpu", "cuda")), ("precision", precision, ("float32", "bfloat16"))):
             if given not in known:
                 raise UsageError(f"{name} is one of {', '.join(known)}, got '{given}'")
         if device == "cuda" and not torch.cuda.is_available():
             raise UsageError("device cuda was asked for, but torch sees no graphics card", cure="Use --device cpu.")
-        kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-        return cls(device=torch.device(kind), half=precision == "bfloat16", compiled=compiled)
+        return cls(device=torch.device(device), half=precision == "bfloat16", compiled=compiled)
 
     def precision(self) -> torch.autocast:
         """A context in which an update is computed as asked."""

@@ -56,8 +56,8 @@ class Config:
     """Updates between two lines of metrics."""
     checkpoint_every: int = 500
     """Updates between two checkpoints; a multiple of log_every."""
-    device: Device = "auto"
-    """Where to train: cpu, cuda, or auto, which takes a graphics card if there is one."""
+    device: Device = "cpu"
+    """Where to train: cpu, or cuda for a graphics card. The latter is written but was never tried on one."""
     precision: Precision = "float32"
     """Of matrix products and convolutions: float32, or bfloat16, which is faster on processors and cards that have it."""
     compile: bool = False
