@@ -159,12 +159,25 @@ def test_what_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         algorithm.learn(sampler, 1, Machine(compiled=True))
 
 
-def test_a_policy_that_reads_learns_the_usual_way() -> None:
-    transitions = data(texts=("go", "come"))
-    (ours, sampler), (theirs, other) = learner("iql", transitions), learner("iql", transitions)
-    assert_close(ours.learn(sampler, 3, Machine()), plain(theirs, other, 3), rtol=0, atol=0)
+@pytest.mark.parametrize("name", ["iql", "bc"])
+def test_a_policy_that_reads_has_the_losses_of_plain_updates(name: str) -> None:
+    transitions = data(texts=("go", "come to the goal", "go to it"))
+    assert transitions.spec.reads
+    (ours, sampler), (theirs, other) = learner(name, transitions), learner(name, transitions)
+    for count in (1, 1, 5, 20):
+        found, expected = ours.learn(sampler, count, Machine()), plain(theirs, other, count)
+        assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert_close(flat(ours.state()), flat(theirs.state()), rtol=5e-3, atol=5e-4)
+    fresh, _ = learner(name, transitions)
+    assert not torch.equal(
+        flat(ours.state())["policy/trunk.reader.embedding.weight"], flat(fresh.state())["policy/trunk.reader.embedding.weight"]
+    )
+
+
+def test_a_policy_that_reads_cannot_be_compiled() -> None:
+    algorithm, sampler = learner("iql", data(texts=("go", "come")))
     with pytest.raises(UsageError, match="follow one instruction"):
-        ours.learn(sampler, 1, Machine(compiled=True))
+        algorithm.learn(sampler, 1, Machine(compiled=True))
 
 
 @pytest.mark.parametrize(

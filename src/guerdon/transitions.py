@@ -624,6 +624,10 @@ class _Singles:
         """Of each transition in this list, its number among all transitions and that of the observation that it starts from."""
         return self._known, self._observation[self._known]
 
+    def instructions(self) -> tuple[npt.NDArray[np.int64], Tensor]:
+        """Which instruction each transition in this list follows, and the tokens (U, L) of all of them."""
+        return self._instruction[self._known], self._tokens
+
     def starts(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The observations that the transitions at `places` (B,) of this list start from, (B,)."""
         first: npt.NDArray[np.int64] = self._observation[self._known[places]]
@@ -700,6 +704,11 @@ class Sampler:
         """What the places of `draw_places` stand for, if they are single transitions: of each one its number among all transitions and that
         of the observation that it starts from. None for sequences."""
         return self._pieces.indices() if isinstance(self._pieces, _Singles) else None
+
+    def instructions(self) -> tuple[npt.NDArray[np.int64], Tensor]:
+        """Where `singles` gives transitions: which instruction each of them follows, and the tokens (U, L) of all instructions."""
+        assert isinstance(self._pieces, _Singles)
+        return self._pieces.instructions()
 
     def draw_places(self, batches: int) -> npt.NDArray[np.int64]:
         """The places (batches x batch_size,) of the next batches, for whoever gathers them: as many calls of `draw` would give the same."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,17 +54,34 @@ class Columns:
     """S, numbers of a state as the networks see it."""
     action: int
     """A, components of a continuous action; 0 for a named one, which takes one column."""
+    tokens: Tensor | None = None
+    """(U, L) of all instructions, if they are read; which one a row follows is its last column."""
+
+    def summary(self, reader: Any, rows: Tensor) -> Tensor | None:
+        """What `reader` makes of each row's instruction (B, width), each distinct one read once; None if nothing is read."""
+        if self.tokens is None:
+            return None
+        asked, place = torch.unique(rows[:, -1].long(), return_inverse=True)
+        tokens = self.tokens[asked]
+        summary: Tensor = reader(tokens[:, : int((tokens != 0).sum(1).max())]).summary
+        return summary[place]
 
     def unpacked(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(B, columns) -> state (B, S), action (B, A) float32 or (B,) int64, reward (B,), terminal (B,) bool, next state (B, S)."""
+        rows = rows if self.tokens is None else rows[:, :-1]
         state, action, reward, terminal, following = torch.split(rows, [self.state, max(self.action, 1), 1, 1, self.state], 1)
         chosen = action if self.action else action.squeeze(1).long()
         return state, chosen, reward.squeeze(1), terminal.squeeze(1) > 0, following
 
 
 def is_possible(spec: ObservationSpec, sampler: Sampler) -> bool:
-    """Whether all that a policy sees is a state of its own: no pictures, no instruction to be read."""
-    return not spec.views and not spec.reads and sampler.singles() is not None
+    """Whether a policy sees a state and no pictures, and learns from single transitions."""
+    return not spec.views and sampler.singles() is not None
+
+
+def told(state: Tensor, summary: Tensor | None) -> Tensor:
+    """What the networks see: the state, and beside it what the instruction says, if it is read."""
+    return state if summary is None else torch.cat([state, summary], 1)
 
 
 @torch.no_grad()
@@ -78,11 +96,13 @@ def packed(transitions: Transitions, policy: PolicyNetwork, sampler: Sampler, re
     ]
     state = torch.cat(scaled, 1)
     action = torch.from_numpy(transitions.action)[transition]
-    columns = Columns(state.shape[1], transitions.spec.action_size)
+    instruction, tokens = sampler.instructions()
+    columns = Columns(state.shape[1], transitions.spec.action_size, tokens.to(device) if transitions.spec.reads else None)
     parts = [
         state[observation], action if columns.action else action[:, None].float(),
         reward_scale * torch.from_numpy(transitions.reward)[transition, None],
         torch.from_numpy(transitions.terminal)[transition, None].float(), state[observation + 1],
+        *([] if columns.tokens is None else [torch.from_numpy(instruction)[:, None].float()]),
     ]  # fmt: skip
     return torch.cat(parts, 1).to(device), columns
 
@@ -130,16 +150,18 @@ class JointUpdate:
         machine: Machine,
         *,
         batch_size: int,
+        policy: int = 0,
         target_rate: float = 0.0,
     ) -> None:
-        """Args: networks: each clipped on its own; targets: follow the last of the networks, as many; loss: see `Loss`; metrics: names of
-        what it measures; rows: what `packed` gives; optimiser: of just these parameters; its moments are taken over, and kept up to date.
+        """Args: networks: each clipped on its own; targets: follow the last of all those parameters, as many; loss: see `Loss`; metrics:
+        names of what it measures; policy: which of the networks acts, whose gradient is measured; rows: what `packed` gives; optimiser: of
+        just these parameters; its moments are taken over, and kept up to date.
 
         Raises:
             UsageError: if the update is to be compiled and that cannot be done here.
         """
         self._loss, self._metrics, self._rows, self._optimiser, self._machine = loss, (*metrics, "gradient_norm"), rows, optimiser, machine
-        self._target_rate, self._batch_size = target_rate, batch_size
+        self._target_rate, self._batch_size, self._policy = target_rate, batch_size, policy
         self._shapes = [[parameter.shape for parameter in network] for network in networks]
         self._target_shapes = [[parameter.shape for parameter in network] for network in targets]
         together = [parameter for network in networks for parameter in network]
@@ -209,7 +231,7 @@ class JointUpdate:
         flat.copy_(flat * (1 - decay) - rate * first / (second.sqrt() / bias + _SMALL))
         if len(target):
             target.lerp_(flat[len(flat) - len(target) :], self._target_rate)
-        return torch.cat([metrics, norms[0][None]])
+        return torch.cat([metrics, norms[self._policy][None]])
 
     def _on_its_machine(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The update as a function of rows and schedule alone."""

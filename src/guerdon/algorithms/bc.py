@@ -69,15 +69,14 @@ class BC(Algorithm):
         return {"policy_loss": loss.detach(), **measured, "gradient_norm": norm}
 
     def learn(self, sampler: Sampler, count: int, machine: Machine) -> dict[str, Tensor]:
-        if not _joint.is_possible(self._transitions.spec, sampler):
+        if not _joint.is_possible(self._transitions.spec, sampler) or (self._transitions.spec.reads and machine.compiled):
             return super().learn(sampler, count, machine)
         if self._joint is None:
             rows, columns = _joint.packed(self._transitions, self.policy, sampler, reward_scale=1.0)
             names = ("policy_loss", "action_error" if columns.action else "accuracy")
-            network = _joint.weights_of(self.policy.head)
-            self._joint = _joint.JointUpdate(
-                [network], [], _cloning(columns, machine.half), names, rows, self._optimiser, machine, batch_size=sampler.batch_size
-            )
+            network = [*_joint.weights_of(self.policy.head), *self.policy.trunk.parameters()]
+            loss = _cloning(self.policy, columns, machine.half)
+            self._joint = _joint.JointUpdate([network], [], loss, names, rows, self._optimiser, machine, batch_size=sampler.batch_size)
         return self._joint.learn(sampler, count)
 
     def to(self, device: torch.device) -> None:
@@ -92,18 +91,20 @@ class BC(Algorithm):
         self._optimiser.load_state(state["optimiser"])
 
 
-def _cloning(columns: _joint.Columns, half: bool) -> _joint.Loss:
+def _cloning(policy: PolicyNetwork, columns: _joint.Columns, half: bool) -> _joint.Loss:
     """The loss of `update` as a function of weights and packed rows."""
+    layers = len(_joint.weights_of(policy.head))
 
     def loss(networks: Sequence[_joint.Weights], targets: Sequence[_joint.Weights], rows: Tensor) -> tuple[Tensor, Tensor]:
         del targets
         state, action, *_ = columns.unpacked(rows)
+        state, network = _joint.told(state, columns.summary(policy.trunk.reader, rows)), networks[0][:layers]
         if columns.action:
-            mean, log_deviation = _joint.gaussian(networks[0], state, half=half)
+            mean, log_deviation = _joint.gaussian(network, state, half=half)
             cloned = gaussian_cloning_loss(mean, log_deviation, action).mean()
             likeness = (mean.detach() - action).abs().mean()
         else:
-            logits = _joint.perceptron(networks[0], state, half=half)
+            logits = _joint.perceptron(network, state, half=half)
             cloned = cloning_loss(logits, action).mean()
             likeness = (logits.detach().argmax(-1) == action).float().mean()
         return cloned, torch.stack([cloned.detach(), likeness])

@@ -220,27 +220,32 @@ class IQL(Algorithm):
         return {**{name: mean.detach() for name, mean in means.items()}, "gradient_norm": norm}
 
     def learn(self, sampler: Sampler, count: int, machine: Machine) -> dict[str, Tensor]:
-        if not _joint.is_possible(self._transitions.spec, sampler):
+        if not _joint.is_possible(self._transitions.spec, sampler) or (self._transitions.spec.reads and machine.compiled):
             return super().learn(sampler, count, machine)
         if self._joint is None:
             rows, columns = _joint.packed(self._transitions, self.policy, sampler, self._reward_scale)
-            heads = [self.policy.head, self._value, *self._critics.heads]
+            reads, followed = list(self.policy.trunk.parameters()), list(self._target.trunk.parameters())
             self._joint = _joint.JointUpdate(
-                [_joint.weights_of(each) for each in heads],
-                [_joint.weights_of(each) for each in self._target.heads],
+                [
+                    _joint.weights_of(self._value),
+                    [*_joint.weights_of(self.policy.head), *reads],
+                    *(_joint.weights_of(each) for each in self._critics.heads),
+                ],
+                [followed, *(_joint.weights_of(each) for each in self._target.heads)],
                 self._joint_losses(columns, machine.half),
                 ("value_loss", "critic_loss", "policy_loss"),
                 rows,
                 self._optimiser,
                 machine,
                 batch_size=sampler.batch_size,
+                policy=1,
                 target_rate=self.config.target_rate,
             )
         return self._joint.learn(sampler, count)
 
     def _joint_losses(self, columns: _joint.Columns, half: bool) -> _joint.Loss:
         """The losses of `update` as a function of weights and packed rows."""
-        c, inverse_temperature = self.config, self._inverse_temperature
+        c, inverse_temperature, layers = self.config, self._inverse_temperature, len(_joint.weights_of(self.policy.head))
 
         def action_values(critics: Sequence[_joint.Weights], state: Tensor, action: Tensor) -> list[Tensor]:
             if columns.action:
@@ -249,20 +254,25 @@ class IQL(Algorithm):
             return [_joint.perceptron(each, state, half=half).gather(1, action[:, None]).squeeze(1) for each in critics]
 
         def loss(networks: Sequence[_joint.Weights], targets: Sequence[_joint.Weights], rows: Tensor) -> tuple[Tensor, Tensor]:
-            policy, value_network, *critics = networks
-            state, action, reward, terminal, following = columns.unpacked(rows)
+            value_network, policy, *critics = networks
+            bare, action, reward, terminal, following = columns.unpacked(rows)
+            summary = columns.summary(self.policy.trunk.reader, rows)
+            state = _joint.told(bare, summary)
             with torch.no_grad():
-                target_q = torch.minimum(*action_values(targets, state, action))
+                seen_by_target = _joint.told(bare, columns.summary(self._target.trunk.reader, rows))
+                target_q = torch.minimum(*action_values(targets[1:], seen_by_target, action))
+                following = _joint.told(following, summary)
                 next_value = _joint.perceptron(value_network, following, half=half).squeeze(1)
-            value = _joint.perceptron(value_network, state, half=half).squeeze(1)
+            judged = state if summary is None else scale_gradient(state, c.critic_share)
+            value = _joint.perceptron(value_network, judged, half=half).squeeze(1)
             goal = temporal_difference_target(reward, next_value, terminal, c.discount)
-            first, second = action_values(critics, state, action)
+            first, second = action_values(critics, judged, action)
             weight = advantage_weight(target_q - value, inverse_temperature, c.weight_ceiling)
             if columns.action:
-                mean, log_deviation = _joint.gaussian(policy, state, half=half)
+                mean, log_deviation = _joint.gaussian(policy[:layers], state, half=half)
                 cloning = weighted_gaussian_cloning_loss(mean, log_deviation, action, weight)
             else:
-                cloning = weighted_cloning_loss(_joint.perceptron(policy, state, half=half), action, weight)
+                cloning = weighted_cloning_loss(_joint.perceptron(policy[:layers], state, half=half), action, weight)
             critic_loss = (first - goal).square() + (second - goal).square()
             losses = torch.stack([expectile_loss(target_q - value, c.expectile).mean(), critic_loss.mean(), cloning.mean()])
             return losses.sum(), losses.detach()
