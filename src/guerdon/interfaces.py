@@ -342,7 +342,7 @@ class Algorithm(ABC):
         """
         if machine.compiled:
             what = f"{self.name} compiles no updates of such a policy"
-            raise UsageError(what, cure="Leave out --loop.compile: it is for policies that see a state and follow one instruction.")
+            raise UsageError(what, cure="Leave out --compile: it is for policies that see a state and follow one instruction.")
         sums: dict[str, torch.Tensor] = {}
         for _ in range(count):
             batch = sampler.draw().to(machine.device)
@@ -355,7 +355,7 @@ class Algorithm(ABC):
     def to(self, device: torch.device) -> None:
         """Moves all networks to a device. Raises UsageError if the algorithm knows no other than the processor."""
         if device.type != "cpu":
-            raise UsageError(f"{self.name} runs on the processor only", cure="Use --loop.device cpu.")
+            raise UsageError(f"{self.name} runs on the processor only", cure="Use --device cpu.")
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

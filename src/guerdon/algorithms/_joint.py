@@ -250,7 +250,7 @@ class JointUpdate:
             step(*(array.clone() for array in arrays), *self._example())
         except Exception as error:  # whatever a compiler may say
             what = f"the update cannot be compiled ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})"
-            raise UsageError(what, cure="Install a C++ compiler (g++), or leave out --loop.compile.") from error
+            raise UsageError(what, cure="Install a C++ compiler (g++), or leave out --compile.") from error
 
     def _example(self) -> tuple[Tensor, Tensor]:
         """Rows and a schedule of the right shapes."""
