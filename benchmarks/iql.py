@@ -23,7 +23,7 @@ one thread: several wait for each other in a loop, and a neighbour that takes a 
 Ratios are medians of the ratios within a round. Peers keep their own defaults, which hardly change the amount of work: CORL halves the
 critics' loss and schedules the policy's learning rate alone; ours clips gradients and decays weights.
 
-Takes about 11 minutes with all peers on a quiet machine; with --quick (one thread, one round, fewer transitions) about one. What fails is
+Takes about ten minutes with all peers on two quiet cores; with --quick (one thread, one round, fewer transitions) one or two. What fails is
 left out, and said.
 """
 

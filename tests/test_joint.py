@@ -180,6 +180,16 @@ def test_a_policy_that_reads_cannot_be_compiled() -> None:
         algorithm.learn(sampler, 1, Machine(compiled=True))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_reads_is_neither_compiled_nor_replayed(device: str, compiled: bool) -> None:
+    machine = Machine(device=torch.device(device), compiled=compiled)
+    for texts, expected in ((("go",), True), (("go", "come"), device == "cpu" and not compiled)):
+        transitions = data(texts=texts)
+        _, sampler = learner("iql", transitions)
+        assert _joint.is_possible(transitions.spec, sampler, machine) is expected
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

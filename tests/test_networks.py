@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
+from guerdon.errors import UsageError
 from guerdon.networks import GaussianHead, Optimiser, Perceptron, PolicyNetwork, Standardise, seeded
 from guerdon.transitions import Rows
 
@@ -244,3 +245,19 @@ def test_networks_that_share_nothing_are_clipped_apart() -> None:
     together = Optimiser([first, second], Optimiser.Config(learning_rate=0.0), updates=4)
     assert_close(together.step(1.5 * first.square().sum() + 1.5 * second.square().sum()), tensor(15.0))  # 9 and 12
     assert_close(first.grad, tensor([0.6]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pictures", "memory", "message"),
+    [
+        ({"symbols": True}, {"full": (40, 40)}, False, "tiles as symbols"),
+        ({"symbols": True}, {}, True, "tiles as symbols"),
+        ({"learn_words": False}, {"full": (40, 40)}, True, "leave reading unlearned"),
+        ({"learn_words": False}, {}, False, "leave reading unlearned"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    settings: dict[str, bool], pictures: dict[str, tuple[int, int]], memory: bool, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        PolicyNetwork(pictures, words=5, actions=3, config=PolicyNetwork.Config(**settings), vectors={"state": 3}, memory=memory)

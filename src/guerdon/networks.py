@@ -733,11 +733,19 @@ class PolicyNetwork(nn.Module):
         does where there are pictures); memory: whether a policy that sees pictures remembers its episode.
 
         Raises:
-            UsageError: if pictures are too small for a policy without a memory.
+            UsageError: if pictures are too small for a policy without a memory, or a setting means nothing for what it sees.
         """
         super().__init__()
         self.config, self.action_size = config, action_size
         vectors = vectors or {}
+        if config.symbols and not (pictures and memory):
+            raise UsageError(
+                "only a policy that remembers pictures sees their tiles as symbols", cure="Leave out symbols, or let it remember."
+            )
+        if not config.learn_words and (memory or not pictures):
+            raise UsageError(
+                "only a policy that looks at pictures without a memory can leave reading unlearned", cure="Let it learn words."
+            )
         self.trunk: Trunk | StateTrunk | GlimpseTrunk
         if not pictures:
             self.trunk = StateTrunk(vectors, words=words, reads=reads, config=config)
@@ -784,7 +792,8 @@ class PolicyNetwork(nn.Module):
         Raises:
             UsageError: if tiles are to be symbols, and there are too many.
         """
-        if self.config.symbols and isinstance(self.trunk, Trunk):
+        if self.config.symbols:
+            assert isinstance(self.trunk, Trunk)
             self.trunk.learn_tiles(libraries())
         for name, scale in self.trunk.scales():
             scale.measure(*moments[name])

@@ -74,9 +74,11 @@ class Columns:
         return state, chosen, reward.squeeze(1), terminal.squeeze(1) > 0, following
 
 
-def is_possible(spec: ObservationSpec, sampler: Sampler) -> bool:
-    """Whether a policy sees a state and no pictures, and learns from single transitions."""
-    return not spec.views and sampler.singles() is not None
+def is_possible(spec: ObservationSpec, sampler: Sampler, machine: Machine) -> bool:
+    """Whether a policy sees a state and no pictures, and learns from single transitions. One that reads must not be compiled, nor replayed
+    on a graphics card: how many instructions a batch has, and how long they are, differs from one to the next."""
+    fixed = machine.compiled or machine.device.type == "cuda"
+    return not spec.views and sampler.singles() is not None and not (spec.reads and fixed)
 
 
 def told(state: Tensor, summary: Tensor | None) -> Tensor:

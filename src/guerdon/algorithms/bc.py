@@ -69,7 +69,7 @@ class BC(Algorithm):
         return {"policy_loss": loss.detach(), **measured, "gradient_norm": norm}
 
     def learn(self, sampler: Sampler, count: int, machine: Machine) -> dict[str, Tensor]:
-        if not _joint.is_possible(self._transitions.spec, sampler) or (self._transitions.spec.reads and machine.compiled):
+        if not _joint.is_possible(self._transitions.spec, sampler, machine):
             return super().learn(sampler, count, machine)
         if self._joint is None:
             rows, columns = _joint.packed(self._transitions, self.policy, sampler, reward_scale=1.0)

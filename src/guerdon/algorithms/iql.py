@@ -220,7 +220,7 @@ class IQL(Algorithm):
         return {**{name: mean.detach() for name, mean in means.items()}, "gradient_norm": norm}
 
     def learn(self, sampler: Sampler, count: int, machine: Machine) -> dict[str, Tensor]:
-        if not _joint.is_possible(self._transitions.spec, sampler) or (self._transitions.spec.reads and machine.compiled):
+        if not _joint.is_possible(self._transitions.spec, sampler, machine):
             return super().learn(sampler, count, machine)
         if self._joint is None:
             rows, columns = _joint.packed(self._transitions, self.policy, sampler, self._reward_scale)

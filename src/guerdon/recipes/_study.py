@@ -188,14 +188,7 @@ def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str
     floor = _HEIGHT - _BOTTOM
     scale = (floor - _TOP) / (high - low)
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(places), 1)
-    marks = [_text(title, _LEFT, 18, "title")]
-    for tick in ticks:
-        y = floor - (tick - low) * scale
-        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        marks.append(_text(f"{tick:.2f}".replace("-", "−"), _LEFT - 6, y + 4, anchor="end"))
-    marks += [_text(place, _LEFT + step * (n + 0.5), floor + 17, anchor="middle") for n, place in enumerate(places)]
-    marks.append(_text(axis, (_LEFT + _WIDTH - _RIGHT) / 2, floor + 36, anchor="middle"))
-    marks.append(_text(measure, _WIDTH - _RIGHT, 18, anchor="end"))
+    marks = _frame(title, ticks, places, lambda value: floor - (value - low) * scale, axis=axis, measure=measure)
     for number, line in enumerate(drawn):
         colour = _COLOURS[number % len(_COLOURS)]
         shift = (number - (len(drawn) - 1) / 2) * min(7.0, step / (len(drawn) + 1))
@@ -224,14 +217,7 @@ def bars(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str,
     def height_of(value: float) -> float:
         return floor - (value - low) * scale
 
-    marks = [_text(title, _LEFT, 18, "title")]
-    for tick in ticks:
-        y = height_of(tick)
-        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        marks.append(_text(f"{tick:.2f}".replace("-", "−"), _LEFT - 6, y + 4, anchor="end"))
-    marks += [_text(place, _LEFT + step * (n + 0.5), floor + 17, anchor="middle") for n, place in enumerate(places)]
-    marks.append(_text(axis, (_LEFT + _WIDTH - _RIGHT) / 2, floor + 36, anchor="middle"))
-    marks.append(_text(measure, _WIDTH - _RIGHT, 18, anchor="end"))
+    marks = _frame(title, ticks, places, height_of, axis=axis, measure=measure)
     for number, line in enumerate(drawn):
         colour = _COLOURS[number % len(_COLOURS)]
         for place, each in enumerate(line.values):
@@ -256,6 +242,22 @@ def _bar(found: Estimate, middle: float, width: float, colour: str, height_of: C
     if found.low is not None and found.high is not None:
         ends = f'x1="{middle:.1f}" x2="{middle:.1f}" y1="{height_of(found.low):.1f}" y2="{height_of(found.high):.1f}"'
         marks.append(f'<line class="whisker" {ends}/>')
+    return marks
+
+
+def _frame(
+    title: str, ticks: Sequence[float], places: Sequence[str], height_of: Callable[[float], float], *, axis: str, measure: str
+) -> list[str]:
+    """What a figure has around its data: title, grid, names of the places, axis and measure."""
+    floor, step = _HEIGHT - _BOTTOM, (_WIDTH - _LEFT - _RIGHT) / max(len(places), 1)
+    marks = [_text(title, _LEFT, 18, "title")]
+    for tick in ticks:
+        y = height_of(tick)
+        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(_text(f"{tick:.2f}".replace("-", "−"), _LEFT - 6, y + 4, anchor="end"))
+    marks += [_text(place, _LEFT + step * (n + 0.5), floor + 17, anchor="middle") for n, place in enumerate(places)]
+    marks.append(_text(axis, (_LEFT + _WIDTH - _RIGHT) / 2, floor + 36, anchor="middle"))
+    marks.append(_text(measure, _WIDTH - _RIGHT, 18, anchor="end"))
     return marks
 
 

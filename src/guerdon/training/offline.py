@@ -61,8 +61,8 @@ class Config:
     precision: Precision = "float32"
     """Of matrix products and convolutions: float32, or bfloat16, which is faster on processors and cards that have it."""
     compile: bool = False
-    """Compile whole updates of policies that see a state and follow one instruction: ten to twenty seconds at the start, half as many
-    updates again a second afterwards. Needs a C++ compiler."""
+    """Compile whole updates of policies that see a state and follow one instruction: ten to twenty seconds at the start, two thirds
+    more updates a second afterwards. Needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         for name in ("sequences", "context", "log_every", "checkpoint_every"):
