@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from guerdon.algorithms.bc import BC
 from guerdon.datasets import open_dataset
 from guerdon.errors import UsageError
 from guerdon.interfaces import Dataset
+from guerdon.networks import PolicyNetwork
 from guerdon.recipes.collect_metaworld import Config as Collection
 from guerdon.recipes.collect_metaworld import collect_metaworld
 from guerdon.recipes.evaluate import evaluate
@@ -94,3 +96,15 @@ def test_seeing_nothing_is_refused() -> None:
         what_is_seen(Config(run=Path("run"), views=("none",)), pictures())
     with pytest.raises(UsageError, match="goes with no other view"):
         Config(run=Path("run"), views=("none", "full"))
+
+
+@pytest.mark.parametrize(("setting", "message"), [({"symbols": True}, "tiles as symbols"), ({"learn_words": False}, "reading unlearned")])
+def test_what_cannot_be_trained_takes_no_finished_policy_away(run: Path, setting: dict[str, bool], message: str) -> None:
+    part = run / "policies/bc/seed-0"
+    before = {file.name: file.read_bytes() for file in part.iterdir()}
+    assert "manifest.json" in before
+    settings = BC.Config(network=PolicyNetwork.Config(**setting))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        train(run=run, algorithm="bc", seeds=1, updates=4, jobs=1, quiet=True, algorithm_settings=settings)
+    assert {file.name: file.read_bytes() for file in part.iterdir()} == before
+    assert load_policy(part).spec.action_size == 4

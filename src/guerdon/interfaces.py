@@ -340,9 +340,7 @@ class Algorithm(ABC):
         Raises:
             UsageError: if whole updates are to be compiled, which an algorithm need not offer.
         """
-        if machine.compiled:
-            what = f"{self.name} compiles no updates of such a policy"
-            raise UsageError(what, cure="Leave out --compile: it is for policies that see a state and follow one instruction.")
+        self.require(sampler, machine)
         sums: dict[str, torch.Tensor] = {}
         for _ in range(count):
             batch = sampler.draw().to(machine.device)
@@ -351,6 +349,14 @@ class Algorithm(ABC):
             for name, value in metrics.items():
                 sums[name] = sums[name] + value if name in sums else value.clone()
         return sums
+
+    def require(self, sampler: Any, machine: Any) -> None:
+        """Raises UsageError if it cannot learn from a sampler on a machine: if whole updates are to be compiled, which an algorithm need
+        not offer."""
+        del sampler
+        if machine.compiled:
+            what = f"{self.name} compiles no updates of such a policy"
+            raise UsageError(what, cure="Leave out --compile: it is for policies that see a state and follow one instruction.")
 
     def to(self, device: torch.device) -> None:
         """Moves all networks to a device. Raises UsageError if the algorithm knows no other than the processor."""

@@ -79,6 +79,10 @@ class BC(Algorithm):
             self._joint = _joint.JointUpdate([network], [], loss, names, rows, self._optimiser, machine, batch_size=sampler.batch_size)
         return self._joint.learn(sampler, count)
 
+    def require(self, sampler: Sampler, machine: Machine) -> None:
+        if not _joint.is_possible(self._transitions.spec, sampler, machine):
+            super().require(sampler, machine)
+
     def to(self, device: torch.device) -> None:
         self.policy.to(device)
 

@@ -279,6 +279,10 @@ class IQL(Algorithm):
 
         return loss
 
+    def require(self, sampler: Sampler, machine: Machine) -> None:
+        if not _joint.is_possible(self._transitions.spec, sampler, machine):
+            super().require(sampler, machine)
+
     def to(self, device: torch.device) -> None:
         for network in (self.policy, self._value, self._critics, self._target):
             network.to(device)

@@ -184,6 +184,7 @@ def _train_one(job: Job, progress: Progress) -> None:
     place = None if job.picture_memory is None else PicturePlace(run.path / FOLDER, job.picture_memory)
     transitions = Transitions.build(dataset, values, views=views, vectors=vectors, memory=job.config.memory, pictures=place)
     updates = job.config.updates or offline.updates_for(transitions.spec)
+    offline.require_possible(transitions, job.config.algorithm, job.config.algorithm_settings, loop=job.config.loop_settings)
     run.manifest_path(job.part).unlink(missing_ok=True)  # not before: what cannot be trained takes no finished policy away
     if not whole:
         (job.part / policy.RECORD).unlink(missing_ok=True)  # else the loop takes a damaged policy for a finished one

@@ -144,6 +144,12 @@ def train(
     return run.out
 
 
+def require_possible(transitions: Transitions, algorithm_name: str, config: Any = None, *, loop: Config | None = None) -> None:
+    """Raises what `train` would raise with these arguments before it learns anything, so that nothing is thrown away for a training that
+    cannot be."""
+    _run_of(transitions, algorithm_name, config, 1, 0, Path(), loop)
+
+
 def advantages(
     transitions: Transitions,
     algorithm_name: str,
@@ -228,6 +234,7 @@ class _TrainingRun:
         self.made = 0
         self.seconds = 0.0
         self.machine = loop.machine()
+        algorithm.require(sampler, self.machine)
         algorithm.to(self.machine.device)
 
     def clear(self) -> None:
