@@ -20,14 +20,14 @@ from typing import Any
 from guerdon import interfaces
 from guerdon.errors import MissingExtra, UnknownName
 
-KINDS: dict[str, type] = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     "datasets": interfaces.DatasetFormat,
     "providers": interfaces.Provider,
     "methods": interfaces.Method,
-    "algorithms": interfaces.Algorithm,
+    "algorithms": (interfaces.Algorithm, interfaces.OnlineAlgorithm),
     "envs": interfaces.Environment,
 }
-"""Folder -> the interface that its classes implement."""
+"""Folder -> the interface that its classes implement, or one of several."""
 
 _NOT_THINGS = {"check"}
 """Files in those folders that serve the others and implement no interface."""
@@ -79,12 +79,13 @@ def load(kind: str, name: str) -> Any:
     return _concrete_class(module, KINDS[kind])
 
 
-def _concrete_class(module: ModuleType, interface: type) -> type:
+def _concrete_class(module: ModuleType, interface: type | tuple[type, ...]) -> type:
     found = [
         thing
         for _, thing in inspect.getmembers(module, inspect.isclass)
         if issubclass(thing, interface) and not inspect.isabstract(thing) and thing.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one concrete {interface.__name__}, found {[c.__name__ for c in found]}")
+        wanted = " or ".join(one.__name__ for one in (interface if isinstance(interface, tuple) else (interface,)))
+        raise TypeError(f"{module.__name__} must define exactly one concrete {wanted}, found {[c.__name__ for c in found]}")
     return found[0]

@@ -372,6 +372,42 @@ class Algorithm(ABC):
         """The inverse of `state`: training goes on bit by bit as if it had never stopped."""
 
 
+class OnlineAlgorithm(ABC):
+    """A way to learn while acting: networks that choose continuous actions from states, and their update from what was experienced.
+
+    The constructor takes the number of components of a state and of an action, `config=` and `seed=`. What it learns from is drawn from a
+    `guerdon.replay_buffer.ReplayBuffer`; where the rewards there come from it does not know.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def act(self, states: Floats, *, explore: bool) -> npt.NDArray[np.float32]:
+        """Actions (B, A) in [-1, 1] for states (B, D): drawn from the policy to explore, else its likeliest ones."""
+
+    @abstractmethod
+    def update(self, experience: Any) -> dict[str, torch.Tensor]:
+        """One update from N transitions (`guerdon.replay_buffer.Experience`). Returns metrics, not yet synchronised with the host."""
+
+    @abstractmethod
+    def forget_values(self) -> None:
+        """Lets everything that estimates values begin anew, with other weights each time: the rewards it was learned from mean nothing any
+        more. The policy stays."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything that an exact continuation needs: networks, targets, optimisers, random states, counts."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`: learning and exploring go on bit by bit as if they had never stopped."""
+
+    def to(self, device: torch.device) -> None:
+        """Moves all networks to a device. Raises UsageError if the algorithm knows no other than the processor."""
+        if device.type != "cpu":
+            raise UsageError(f"{self.name} runs on the processor only", cure="Use --device cpu.")
+
+
 class RewardModel(ABC):
     """A learned reward: an ensemble of networks that look at single transitions."""
 

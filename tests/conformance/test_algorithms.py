@@ -20,7 +20,8 @@ from guerdon.transitions import Batch, Chunk, Sampler, Transitions, collate
 from tests.memory import MemoryDataset, MemoryEpisode
 from tests.point import PointData
 
-NAMES = discover.names("algorithms")
+NAMES = [name for name in discover.names("algorithms") if issubclass(discover.load("algorithms", name), Algorithm)]
+"""Those that learn while acting are in test_online_algorithms.py."""
 KINDS = ("pictures and named actions", "vectors and continuous actions", "pictures without memory")
 over_all = pytest.mark.parametrize("kind", KINDS)
 

@@ -13,10 +13,10 @@ from guerdon.recipes import train
 def main(arguments: Sequence[str]) -> int:
     """`guerdon train RUN --rewards NAME [NAME ...] --seeds 3`."""
     algorithm = chosen("algorithm", arguments, train.Config.algorithm)
-    settings_of = discover.load("algorithms", algorithm).Config
+    discover.load("algorithms", algorithm)
     from guerdon.training import offline  # after the line above, which names the extra if torch is not installed
 
-    sections = {"_settings": train.Config, "_loop": offline.Config, algorithm: settings_of}
+    sections = {"_settings": train.Config, "_loop": offline.Config, algorithm: offline.algorithm_called(algorithm).Config}
     parsed = parse("train", __doc__ or "", sections, arguments)
     config = replace(parsed["_settings"], loop_settings=parsed["_loop"], algorithm_settings=parsed[algorithm])
     for folder in train.train.of(config):

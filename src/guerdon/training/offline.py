@@ -31,6 +31,7 @@ from torch import Tensor
 
 from guerdon import discover
 from guerdon.errors import MissingExtra, PolicyError, StaleInput, UsageError
+from guerdon.interfaces import Algorithm
 from guerdon.machine import Device, Machine, Precision, quick_products
 from guerdon.records import canonical_json
 from guerdon.runs import writing
@@ -93,6 +94,20 @@ def updates_for(spec: ObservationSpec) -> int:
     return 1500 if spec.remembers else 5000
 
 
+def algorithm_called(name: str) -> Any:
+    """The class of an algorithm that learns from recorded transitions.
+
+    Raises:
+        UnknownName: if there is no algorithm of that name.
+        UsageError: if it learns while acting.
+    """
+    found = discover.load("algorithms", name)
+    if not issubclass(found, Algorithm):
+        cure = f"Let it act, with a rater or the true reward beside it: guerdon online true --algorithm {name}"
+        raise UsageError(f"{name} learns while it acts, not from recorded data", cure=cure)
+    return found
+
+
 def use_one_thread() -> None:
     """Keeps torch to one thread in this process: two runs side by side on two cores are faster than one run on both."""
     torch.set_num_threads(1)
@@ -131,7 +146,7 @@ def train(
     Raises:
         UnknownName: if there is no such algorithm.
         StaleInput: if `out` holds a run on other data, with other settings or another seed.
-        UsageError: if `updates` is not positive.
+        UsageError: if `updates` is not positive, or the algorithm learns while acting.
         PolicyError: if the loss stops being a finite number.
         WriteFailed: if the disk is full or not writable.
     """
@@ -185,7 +200,7 @@ def updates_within(
 
     The number differs from one call to the next: write it down and train with `updates=` that number to be repeatable.
     """
-    algorithm_class = discover.load("algorithms", algorithm_name)
+    algorithm_class = algorithm_called(algorithm_name)
     algorithm = algorithm_class(transitions, config or algorithm_class.Config(), seed=0, updates=trial + 1)
     loop = loop or Config()
     sequences, context = loop.of(transitions.spec)
@@ -205,7 +220,7 @@ def _run_of(
     updates = updates_for(transitions.spec) if updates is None else updates
     if updates < 1:
         raise UsageError(f"updates must be at least 1, got {updates}")
-    algorithm_class = discover.load("algorithms", algorithm_name)
+    algorithm_class = algorithm_called(algorithm_name)
     config = config or algorithm_class.Config()
     loop = loop or Config()
     algorithm = algorithm_class(transitions, config, seed=seed, updates=updates)
