@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,3 +278,22 @@ def test_the_usual_inverse_temperature_depends_on_what_is_seen() -> None:
     pictures, _ = learner()
     assert (states._inverse_temperature, pictures._inverse_temperature) == (20.0, 1.0)
     assert pusher(IQL.Config(network=PUSHES, inverse_temperature=0.0))[0]._inverse_temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "discount", "share"),
+    [
+        ({}, 0.97, 0.03),
+        ({"discount": 0.86}, 0.86, 0.03),
+        ({"discount": 0.85}, 0.85, 0.3),
+        ({"discount": 0.8, "critic_share": 0.0}, 0.8, 0.0),
+    ],
+)
+def test_the_usual_share_of_the_critics_gradient_depends_on_the_horizon(given: dict[str, Any], discount: float, share: float) -> None:
+    pictures, _ = learner(IQL.Config(network=SMALL, **given))
+    assert (pictures._discount, pictures._critic_share) == (discount, share)
+
+
+def test_critics_of_states_have_the_same_share_at_every_horizon() -> None:
+    algorithms = [pusher(IQL.Config(network=PUSHES, discount=discount))[0] for discount in (0.8, 0.99)]
+    assert [each._critic_share for each in algorithms] == [0.3, 0.3]

@@ -94,7 +94,7 @@ def test_every_transition_gets_the_model_s_reward(run: Run, capsys: pytest.Captu
     assert manifest["inputs"] == {"dataset": run.dataset_fingerprint, "models/erl_vlm": model}
     assert column.metadata == {
         "expression": "relabel(erl_vlm)", "dataset": run.dataset_fingerprint, "model": model, "model_name": "erl_vlm", "from_run": None,
-        "reads": False, "scale": [-1.0, 1.0], "transform": "raw", "pessimism": 0.0,
+        "reads": False, "scale": [-1.0, 1.0], "transform": "raw", "pessimism": 0.0, "kind": "rating",
     }  # fmt: skip
     assert column.by_model
     assert manifest["results"]["coverage"] == 1.0

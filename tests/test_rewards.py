@@ -13,7 +13,7 @@ from guerdon.labels import LabelSet, transition_values
 from guerdon.records import Annotation, Label, Span
 from guerdon.rewards.check import check_rewards, loitering_value
 from guerdon.rewards.column import RewardColumn
-from guerdon.rewards.compose import compose, controls, names_in, potential_shaping, reward_statistics
+from guerdon.rewards.compose import compose, controls, names_in, potential_shaping, reward_statistics, usual_discount
 from tests.memory import MemoryDataset, MemoryEpisode
 
 SCORES = (0, 0, 2, 5, 10, 3, 8, 10)
@@ -361,3 +361,44 @@ def test_a_model_that_does_not_hear_what_is_asked_for_is_noticed() -> None:
 def test_checks_need_no_ground_truth_and_no_ends() -> None:
     dataset = MemoryDataset([MemoryEpisode(3, annotations=(), terminated=False) for _ in range(4)])
     assert found(by_model(*[(-0.1, 0.2, 0.3)] * 4), dataset) == set()
+
+
+RATINGS = LabelSet(
+    [Label(unit="observation", episode=0, start=1, stop=1, instruction="go", value=1, state="labelled")],
+    {"method": "rating", "scale": [0, 2], "levels": ["Bad", "Average", "Good"]},
+)
+
+
+@pytest.mark.parametrize(
+    ("expression", "discount"),
+    [
+        ("rg_vlm - 1", 0.8),
+        ("2 * constant(rg_vlm) + shuffled(rg_vlm.raw)", 0.8),
+        ("rg_vlm - 0.5 * rg_vlm.spread + oracle", 0.8),
+        ("rg_vlm + sparse - 1", 0.8),
+        ("-(1 - rg_vlm.raw) / 10 + sparse", 0.8),
+        ("0.1 * rg_vlm + sparse", 0.97),
+        ("rg_vlm + 1.01 * sparse - 1", 0.97),
+        ("1 - rg_vlm", 0.97),
+        ("sparse", 0.97),
+        ("1 / rg_vlm", 0.97),
+        ("rg_vlm + original", 0.97),
+        ("potential(rg_vlm)", 0.97),
+        ("rg_vlm + potential(oracle)", 0.97),
+        ("rating", 0.97),
+        ("rg_vlm + rating", 0.97),
+        ("erl_vlm - 1", 0.97),
+        ("distilled - 1", 0.8),
+        ("0.1 * distilled + sparse", 0.97),
+        ("1", 0.97),
+    ],
+)
+def test_scores_of_single_actions_want_a_short_horizon(expression: str, discount: float) -> None:
+    models = {name: RewardColumn({}, {"scale": [0, 1], "kind": kind}) for name, kind in (("erl_vlm", "rating"), ("distilled", "score"))}
+    assert usual_discount(expression, {**LABELS, "rating": RATINGS, **models}) == discount
+
+
+def test_a_column_keeps_the_discount_that_it_was_composed_for(tmp_path: Path) -> None:
+    compose(LABELS, EIGHT, "rg_vlm", gamma=0.25).write(tmp_path / "column.parquet")
+    assert RewardColumn.read(tmp_path / "column.parquet").discount == 0.25
+    assert RewardColumn({}, {"model": "m"}).discount is None

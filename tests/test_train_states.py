@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from guerdon.algorithms.bc import BC
+from guerdon.algorithms.iql import IQL
 from guerdon.datasets import open_dataset
 from guerdon.errors import UsageError
 from guerdon.interfaces import Dataset
@@ -19,7 +20,7 @@ from guerdon.recipes.evaluate import evaluate
 from guerdon.recipes.reward import reward
 from guerdon.recipes.train import Config, train, what_is_seen
 from guerdon.runs import Run
-from guerdon.training.policy import load_policy
+from guerdon.training.policy import load_policy, read_record
 from tests.memory import MemoryDataset
 from tests.point import PointData
 
@@ -108,3 +109,11 @@ def test_what_cannot_be_trained_takes_no_finished_policy_away(run: Path, setting
         train(run=run, algorithm="bc", seeds=1, updates=4, jobs=1, quiet=True, algorithm_settings=settings)
     assert {file.name: file.read_bytes() for file in part.iterdir()} == before
     assert load_policy(part).spec.action_size == 4
+
+
+@pytest.mark.parametrize(("gamma", "given", "expected"), [(0.4, None, 0.4), (0.4, 0.6, 0.6), (None, None, 0.97)])
+def test_a_policy_learns_with_the_discount_of_its_reward(run: Path, gamma: float | None, given: float | None, expected: float) -> None:
+    reward(run=run, compose="original", name="with_discount", gamma=gamma)
+    settings = IQL.Config(network=PolicyNetwork.Config(hidden=(8,)), discount=given)
+    (folder,) = train(run=run, rewards=("with_discount",), seeds=1, updates=2, quiet=True, algorithm_settings=settings)
+    assert read_record(folder)["training"]["config"]["discount"] == expected

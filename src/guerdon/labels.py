@@ -98,6 +98,11 @@ class LabelSet:
         """What the labels are about; empty for an empty set."""
         return frozenset(label.unit for label in self.labels)
 
+    @property
+    def of_single_actions(self) -> bool:
+        """Whether the labels are scores of single actions, as opposed to ratings or comparisons of what they led to."""
+        return self.units == {"transition"} and not self.metadata.get("levels")
+
     def counts(self) -> Counter[str]:
         """Number of labels by state; those without a value by state and cause, e.g. "failed: timeout"."""
         return Counter(f"{label.state}: {label.cause}" if label.cause else label.state for label in self.labels)

@@ -336,6 +336,7 @@ class Transitions:
         episodes: Iterable[int] | None = None,
         pictures: PicturePlace | None = None,
         memory: bool = True,
+        vocabulary: Vocabulary | None = None,
     ) -> Transitions:
         """Reads a dataset into memory, pictures that do not fit there into a file that is mapped.
 
@@ -349,6 +350,7 @@ class Transitions:
             episodes: which episodes to read; None reads all.
             pictures: how much memory pictures may take, and where they lie if they take more; None keeps all of them in memory.
             memory: whether a policy that sees pictures is to remember its episode; one that sees vectors only never does.
+            vocabulary: the words that the policy knows, for data that grows or changes under a policy; None takes those of the data.
 
         Raises:
             DatasetError: if there is nothing to learn from or to see, a view or vector is missing, pictures, vectors or actions differ in
@@ -362,7 +364,7 @@ class Transitions:
         reader = _Reader(dataset, rewards, tuple(views), tuple(vectors), pictures)
         for index in range(len(dataset)) if episodes is None else episodes:
             reader.read(dataset.episode(index))
-        return reader.finish(memory)
+        return reader.finish(memory, vocabulary)
 
 
 class _Reader:
@@ -485,7 +487,7 @@ class _Reader:
             raise RewardError("has an infinite reward", where=where)
         return reward
 
-    def finish(self, memory: bool) -> Transitions:
+    def finish(self, memory: bool, vocabulary: Vocabulary | None = None) -> Transitions:
         if not self.trajectories:
             raise DatasetError("holds no episode with an instruction and an action", where=self.where)
         action, reward, terminal = (np.concatenate(column) for column in zip(*self.columns, strict=True))
@@ -500,7 +502,7 @@ class _Reader:
         if not memory:
             for view, size in views.items():
                 require_large_enough(view, size)
-        names, words = self.dataset.action_names, Vocabulary.of(self.instructions)
+        names, words = self.dataset.action_names, vocabulary or Vocabulary.of(self.instructions)
         spec = ObservationSpec(views, names, words, sizes, self.action_size, reads, memory or not views)
         described = [[t.episode, t.annotation, t.length] for t in self.trajectories]
         text = canonical_json([spec.to_record(), described, self.instructions])

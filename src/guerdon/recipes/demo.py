@@ -25,7 +25,7 @@ from guerdon.recipes.train import Config as TrainConfig
 from guerdon.recipes.train import jobs_of, train_jobs
 from guerdon.runs import read_json
 
-ARMS = {"sparse": "sparse", "rg_vlm": "rg_vlm", "both": "0.1 * rg_vlm + sparse"}
+ARMS = {"sparse": "sparse", "rg_vlm": "rg_vlm - 1", "both": "rg_vlm + sparse - 1"}
 """Arm -> the reward it learns from: RG-VLM's comparison and ablation."""
 
 

@@ -105,6 +105,7 @@ def relabel(config: Config) -> ComposedReward:
         "scale": None if scored.scale is None else list(scored.scale),
         "transform": config.transform,
         "pessimism": config.pessimism,
+        "kind": scored.kind,
     }
     column = RewardColumn(scored.values, metadata)
     findings = tuple(check_rewards(column, dataset, gamma=config.gamma))
@@ -144,6 +145,8 @@ class Scored:
     """Lowest and highest value that it can give, before pessimism; None for standardised ones."""
     reads: bool
     """Whether it reads instructions."""
+    kind: str
+    """What it was fitted to: "rating", "preference" or "score"."""
 
 
 def relabel_one(job: Job, progress: Progress) -> Scored:
@@ -159,4 +162,4 @@ def relabel_one(job: Job, progress: Progress) -> Scored:
         raise UsageError(f"the model '{config.model}' is a single network, which cannot disagree with itself", cure=cure)
     pairs = score(model, dataset, pessimism=config.pessimism, transform=config.transform, threads=1, progress=progress)
     scale = {"raw": model.scale, "unit": (0.0, 1.0)}.get(config.transform)
-    return Scored(dict(pairs), scale, model.look.words is not None)
+    return Scored(dict(pairs), scale, model.look.words is not None, model.name)

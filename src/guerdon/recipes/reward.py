@@ -17,7 +17,7 @@ from guerdon.recipes.data import dataset_of, has_labels, has_rewards, label_set_
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.rewards.check import Finding, check_rewards
 from guerdon.rewards.column import RewardColumn
-from guerdon.rewards.compose import compose, controls, names_in, reward_statistics
+from guerdon.rewards.compose import compose, controls, names_in, reward_statistics, usual_discount
 from guerdon.runs import Manifest, Run
 
 NAMES_OF_OTHER_ARMS = ("random", "replay", "bc")
@@ -30,20 +30,21 @@ class Config:
 
     run: Positional[Path]
     """The run folder that holds the labels."""
-    compose: str = "0.1 * rg_vlm + sparse"
-    """Expression over label sets and rewards of reward models, e.g. "0.1 * rg_vlm + sparse", "sparse", "rg_vlm", "0.1 * erl_vlm + sparse",
-    "potential(rg_vlm) + sparse"."""
+    compose: str = "rg_vlm + sparse - 1"
+    """Expression over label sets and rewards of reward models, e.g. "rg_vlm + sparse - 1", "rg_vlm - 1", "sparse",
+    "0.1 * erl_vlm + sparse", "potential(rg_vlm) + sparse"."""
     name: str = "both"
     """Name of the reward column; arms of a comparison go by it."""
-    gamma: float = 0.97
-    """Discount factor, for potential(...) and for the checks."""
+    gamma: float | None = None
+    """Discount factor that policies learn from this reward with; also that of potential(...) and of the checks. If not given, 0.8 where
+    single actions are paid for their scores, and the end of the task no more than the best of them, else 0.97."""
     controls: bool = False
     """Also compose constant_NAME and shuffled_NAME, in which labels are replaced by ones without content."""
     seed: int = 0
     """Seed of shuffled(...)."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.gamma < 1.0:
+        if self.gamma is not None and not 0.0 <= self.gamma < 1.0:
             raise UsageError(f"gamma must lie in [0, 1), got {self.gamma}")
         if not self.name.isidentifier():
             raise UsageError(f"a reward's name is made of letters, digits and underscores, got '{self.name}'")
@@ -83,8 +84,9 @@ def _compose(run: Run, dataset: Dataset, config: Config, name: str, expression: 
     if name in columns:
         what = f"the reward '{name}' would take the place of the one that it is composed from"
         raise UsageError(what, where=f"expression '{expression}'", cure="Choose another --name.")
-    column = compose(label_sets, dataset, expression, columns=columns, gamma=config.gamma, seed=config.seed)
-    findings = tuple(check_rewards(column, dataset, gamma=config.gamma))
+    gamma = usual_discount(expression, {**label_sets, **columns}) if config.gamma is None else config.gamma
+    column = compose(label_sets, dataset, expression, columns=columns, gamma=gamma, seed=config.seed)
+    findings = tuple(check_rewards(column, dataset, gamma=gamma))
     path = run.part("rewards", name).with_suffix(".parquet")
     column.write(path)
     statistics = reward_statistics(column)

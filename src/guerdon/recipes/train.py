@@ -17,6 +17,7 @@ from guerdon.recipes.data import dataset_of, require_up_to_date, rewards_of
 from guerdon.recipes.parallel import run_jobs, usable_cores
 from guerdon.recipes.progress import Progress, progress_bar
 from guerdon.recipes.settings import as_record, callable_with_settings
+from guerdon.rewards.column import RewardColumn
 from guerdon.runs import Manifest, Run
 
 _NOT_OF_ONE_POLICY = frozenset({"run", "rewards", "seeds", "first_seed", "jobs", "pictures_in_memory", "quiet"})
@@ -178,19 +179,21 @@ def _train_one(job: Job, progress: Progress) -> None:
     whole = _opens(job.part)
     if run.holds(job.part, asked, inputs) and whole:
         return
-    values: Mapping[tuple[int, int], Any] | None = None if job.reward is None else rewards_of(run, job.reward).values
+    column = None if job.reward is None else rewards_of(run, job.reward)
+    values: Mapping[tuple[int, int], Any] | None = None if column is None else column.values
+    algorithm_settings = _with_discount(job.config, column)
     dataset = dataset_of(run)
     views, vectors = what_is_seen(job.config, dataset)
     place = None if job.picture_memory is None else PicturePlace(run.path / FOLDER, job.picture_memory)
     transitions = Transitions.build(dataset, values, views=views, vectors=vectors, memory=job.config.memory, pictures=place)
     updates = job.config.updates or offline.updates_for(transitions.spec)
-    offline.require_possible(transitions, job.config.algorithm, job.config.algorithm_settings, loop=job.config.loop_settings)
+    offline.require_possible(transitions, job.config.algorithm, algorithm_settings, loop=job.config.loop_settings)
     run.manifest_path(job.part).unlink(missing_ok=True)  # not before: what cannot be trained takes no finished policy away
     if not whole:
         (job.part / policy.RECORD).unlink(missing_ok=True)  # else the loop takes a damaged policy for a finished one
     began = time.monotonic()
     which: dict[str, Any] = {
-        "algorithm_name": job.config.algorithm, "config": job.config.algorithm_settings, "updates": updates,
+        "algorithm_name": job.config.algorithm, "config": algorithm_settings, "updates": updates,
         "seed": job.seed, "out": job.part, "loop": job.config.loop_settings,
     }  # fmt: skip
     watching: dict[str, Any] = {"progress": progress, "tensorboard": job.config.tensorboard}
@@ -207,6 +210,16 @@ def _train_one(job: Job, progress: Progress) -> None:
         "seed": job.seed,
     }
     run.finish(job.part, Manifest(asked, inputs, results))
+
+
+def _with_discount(config: Config, column: RewardColumn | None) -> Any:
+    """The algorithm's settings, with the discount that the reward was composed for unless another one is given."""
+    from guerdon.training.offline import algorithm_called
+
+    settings = config.algorithm_settings or algorithm_called(config.algorithm).Config()
+    if column is None or column.discount is None or getattr(settings, "discount", 0.0) is not None:
+        return settings
+    return replace(settings, discount=column.discount)
 
 
 def _agreement(advantages: Mapping[tuple[int, int], Any] | None, dataset: Dataset) -> float | None:

@@ -29,10 +29,10 @@ _SCHEMA = pa.schema([("episode", pa.int64()), ("annotation", pa.int64()), ("step
 class RewardColumn:
     """Rewards of a dataset.
 
-    `metadata` holds: "expression", "dataset" (fingerprint), and of a composed column "labels" and "columns" (name -> fingerprint of each
-    label set and each column used; "columns" only if there are any). A column that a reward model gave holds "model" (fingerprint) and
-    "model_name", "reads" (whether the model reads instructions), "scale" [low, high] (null if standardised), "transform" and "pessimism"
-    instead.
+    `metadata` holds: "expression", "dataset" (fingerprint), and of a composed column "gamma" (the discount that it is meant for), "labels"
+    and "columns" (name -> fingerprint of each label set and each column used; "columns" only if there are any). A column that a reward
+    model gave holds "model" (fingerprint) and "model_name", "reads" (whether the model reads instructions), "scale" [low, high] (null if
+    standardised), "transform", "pessimism" and "kind" (of labels: "rating", "preference" or "score") instead.
     """
 
     values: Values
@@ -51,10 +51,21 @@ class RewardColumn:
         return "model" in self.metadata
 
     @property
+    def of_single_actions(self) -> bool:
+        """Whether a reward model learned it from scores of single actions."""
+        return self.metadata.get("kind") == "score"
+
+    @property
     def scale(self) -> tuple[float, float] | None:
         """Lowest and highest reward that the model can give (a pessimistic one may fall below); None if there are no such bounds."""
         bounds = self.metadata.get("scale")
         return None if bounds is None else (float(bounds[0]), float(bounds[1]))
+
+    @property
+    def discount(self) -> float | None:
+        """The discount factor that it was composed for; None for a column that says nothing of it."""
+        gamma = self.metadata.get("gamma")
+        return None if gamma is None else float(gamma)
 
     @property
     def coverage(self) -> float:
