@@ -87,7 +87,7 @@ def record_of(arms: Any) -> dict[str, Any]:
         name: {"value": 0.86, "low": 0.85, "high": 0.87} for name in ("accuracy", "balanced_accuracy", "auroc", "spearman")
     }  # fmt: skip
     quality = {"rater": "scripted", "coverage": 1.0, "agreement": agreement}
-    statistics = {"mean": 0.5, "std": 0.25, "min": -1.0, "max": 1.0, "coverage": 1.0}
+    statistics = {"mean": 0.5, "std": 0.25, "min": -1.0, "max": 1.0, "coverage": 1.0, "discount": 0.8}
     return {
         "arms": [ARMS[arm].to_record() for arm in arms if arm != "random"],
         "labels": {"chains/rg_vlm": quality, "chains/scripted_flips_86": quality},
@@ -169,7 +169,13 @@ def test_tables(results: Results) -> None:
     ]  # fmt: skip
     assert "| sparse | 2 | 0.500 [0.25, 0.75] |" in TABLES["advantages"](results)
     assert "| rater of 86.2%, errs either way | 0.860 [0.85, 0.87] | 0.900" in TABLES["raters"](results)
-    assert "| sparse + RG-VLM | `0.1 * rg_vlm + sparse` | chains | 0.500 | 0.250 | −1.000 | 1.000 | 100.0% |" in TABLES["rewards"](results)
+    reward = "| sparse + RG-VLM | `rg_vlm + sparse - 1` | 0.8 | chains | 0.500 | 0.250 | −1.000 | 1.000 | 100.0% |"
+    assert reward in TABLES["rewards"](results)
+    forms = TABLES["forms"](results).splitlines()
+    assert [line.split(" | ")[0] for line in forms[2:]] == [
+        "| sparse + RG-VLM", "| RG-VLM", "| sparse + perfect labels", "| sparse", "| sparse + constant labels",
+    ]  # fmt: skip
+    assert forms[2].startswith("| sparse + RG-VLM | `rg_vlm + sparse - 1` | 0.8 | 1.000 [1.00, 1.00] | 0.800")
     assert "| training | 2.0 |" in TABLES["stages"](results)
     assert per_cent(Estimate(-0.125, -0.25, 0.0)) == "−12.5 % [−25.0, 0.0]"
 
@@ -246,7 +252,7 @@ def test_arms_of_ones_own() -> None:
 def test_wrong_arms_are_refused() -> None:
     with pytest.raises(UnknownName, match=r"arm of the study 'bost'.*both"):
         Config(arms=("bost",))
-    with pytest.raises(UsageError, match=r"'both' stands for another reward: 0\.1"):
+    with pytest.raises(UsageError, match=r"'both' stands for another reward: rg_vlm"):
         Config(arms=("both=0.5 * rg_vlm",))
     with pytest.raises(UsageError, match="'bc'"):
         Config(arms=("bc=sparse",))
@@ -257,7 +263,7 @@ def test_wrong_arms_are_refused() -> None:
     with pytest.raises(RewardError, match="cannot be read"):
         Config(arms=("mine=sparse +",))
     with pytest.raises(UsageError, match="named twice"):
-        Config(arms=("both", "both=0.1 * rg_vlm + sparse"))
+        Config(arms=("both", "both=rg_vlm + sparse - 1"))
     with pytest.raises(UsageError, match="at least one arm"):
         Config(arms=())
     with pytest.raises(UsageError, match="seeds is at least 1"):

@@ -302,6 +302,14 @@ CLAIMS: tuple[Claim, ...] = (
         _over("both", "bc"),
     ),
     Claim(
+        "scores",
+        "RG-VLM's scores alone do better than imitation and than the sparse reward alone",
+        _NONE,
+        _DIFFERENCES,
+        0.0,
+        _over("rg_vlm", "bc", "sparse"),
+    ),
+    Claim(
         "truth",
         "Perfect labels beside the sparse reward do better than imitation and than the sparse reward alone",
         _NONE,
@@ -468,8 +476,27 @@ def rewards_table(results: Results) -> str:
     for arm, found in _by_arm(results, "rewards"):
         numbers = [_NONE if found[name] is None else f"{found[name]:.3f}".replace("-", "−") for name in ("mean", "std", "min", "max")]
         about = results.about[arm]
-        rows.append([results.words(arm), f"`{about['expression']}`", about["episodes"], *numbers, f"{found['coverage']:.1%}"])
-    return _study.table(["arm", "reward", "trained on", "mean", "std", "min", "max", "coverage"], rows)
+        reward = f"`{about['expression']}`"
+        rows.append([results.words(arm), reward, f"{found['discount']:g}", about["episodes"], *numbers, f"{found['coverage']:.1%}"])
+    return _study.table(["arm", "reward", "discount", "trained on", "mean", "std", "min", "max", "coverage"], rows)
+
+
+_FORMS = (
+    ("both", "rg_vlm", "never_negative", "far", "end_first", "potential"),
+    ("oracle", "oracle_alone", "end_first_oracle", "potential_oracle"),
+    ("sparse", "constant"),
+)
+"""Arms that differ in how the same labels become a reward, with the rater's labels, with perfect ones, and without."""
+
+
+def forms_table(results: Results) -> str:
+    """Returns of rewards that are made from the same labels in different ways."""
+    rows = []
+    for arm in (arm for arms in _FORMS for arm in arms if results.has(arm)):
+        means = [_study.shown(results.summaries[arm, start, None].mean) for start in STARTS]
+        discount = results.record["rewards"][arm]["discount"]
+        rows.append([results.words(arm), f"`{results.about[arm]['expression']}`", f"{discount:g}", *means])
+    return _study.table(["arm", "reward", "discount", *STARTS.values()], rows)
 
 
 def stages_table(results: Results) -> str:
@@ -490,6 +517,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "labels": labels_table,
     "raters": raters_table,
     "rewards": rewards_table,
+    "forms": forms_table,
     "stages": stages_table,
 }
 

@@ -74,6 +74,8 @@ class Arm:
     """What it is called in tables."""
     expression: str | None
     """The reward it learns from (`rewards.compose`); None to imitate."""
+    gamma: float | None = None
+    """The discount that it is composed for, and learned with; None for what is usual for such a reward."""
     episodes: EPISODES = "chains"
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `guerdon train` that are its own."""
@@ -94,8 +96,14 @@ class Arm:
         return as_record(self)
 
 
-_SCORES = "0.1 * {labels} + sparse"
-"""The paper's best reward: scores and the end."""
+_SCORES = "{labels} - 1"
+"""The best score costs nothing, the worst one most: with rewards that are never negative it pays to put off the end."""
+_BOTH = "{labels} + sparse - 1"
+"""Scores and the end, as in the paper's best reward; the end is worth as much as one good action."""
+_END_FIRST = "0.1 * {labels} + sparse"
+"""The end is worth ten good actions."""
+_NEAR, _FAR = 0.8, 0.97
+"""Discounts."""
 _TABLE_ONE = {93: 0.934, 86: 0.862, 74: 0.742}
 """Accuracy of the models of the paper's Table I: Gemini 1.5 Pro, Qwen2-VL-72B, Gemini 1.5 Flash."""
 SCRIPTED: Mapping[str, tuple[Literal["flips", "optimism"], float]] = {
@@ -106,31 +114,45 @@ _KINDS = {"flips": "errs either way", "optimism": "praises too much"}
 
 _CORE: tuple[Arm, ...] = (
     Arm(name="bc", words="imitation (BC)", expression=None, shown=True),
-    Arm(name="sparse", words="sparse", expression="sparse", shown=True),
-    Arm(name="rg_vlm", words="RG-VLM", expression="rg_vlm", shown=True),
-    Arm(name="both", words="sparse + RG-VLM", expression=_SCORES.format(labels="rg_vlm"), shown=True),
-    Arm(name="oracle", words="sparse + perfect labels", expression=_SCORES.format(labels="oracle"), shown=True),
-    Arm(name="constant", words="sparse + constant labels", expression=_SCORES.format(labels="constant(rg_vlm)")),
-    Arm(name="shuffled", words="sparse + shuffled labels", expression=_SCORES.format(labels="shuffled(rg_vlm)")),
+    Arm(name="sparse", words="sparse", expression="sparse", gamma=_FAR, shown=True),
+    Arm(name="rg_vlm", words="RG-VLM", expression=_SCORES.format(labels="rg_vlm"), gamma=_NEAR, shown=True),
+    Arm(name="both", words="sparse + RG-VLM", expression=_BOTH.format(labels="rg_vlm"), gamma=_NEAR, shown=True),
+    Arm(name="oracle", words="sparse + perfect labels", expression=_BOTH.format(labels="oracle"), gamma=_NEAR, shown=True),
+    Arm(name="constant", words="sparse + constant labels", expression=_BOTH.format(labels="constant(rg_vlm)"), gamma=_NEAR),
+    Arm(name="shuffled", words="sparse + shuffled labels", expression=_BOTH.format(labels="shuffled(rg_vlm)"), gamma=_NEAR),
 )
 _FURTHER: tuple[Arm, ...] = (
-    Arm(name="oracle_alone", words="perfect labels alone", expression="oracle"),
-    Arm(name="potential", words="sparse + potential of RG-VLM", expression="potential(rg_vlm) + sparse"),
-    Arm(name="potential_oracle", words="sparse + potential of perfect labels", expression="potential(oracle) + sparse"),
-    Arm(name="costs", words="RG-VLM as costs", expression="rg_vlm - 1"),
-    Arm(name="costs_oracle", words="perfect labels as costs", expression="oracle - 1"),
+    Arm(name="end_first", words="sparse + a tenth of RG-VLM", expression=_END_FIRST.format(labels="rg_vlm"), gamma=_FAR),
+    Arm(name="end_first_oracle", words="sparse + a tenth of perfect", expression=_END_FIRST.format(labels="oracle"), gamma=_FAR),
+    Arm(name="far", words="RG-VLM, far horizon", expression=_SCORES.format(labels="rg_vlm"), gamma=_FAR),
+    Arm(name="never_negative", words="RG-VLM, never negative", expression="rg_vlm", gamma=_NEAR),
+    Arm(name="oracle_alone", words="perfect labels alone", expression=_SCORES.format(labels="oracle"), gamma=_NEAR),
+    Arm(name="potential", words="sparse + potential of RG-VLM", expression="potential(rg_vlm) + sparse", gamma=_FAR),
+    Arm(name="potential_oracle", words="sparse + potential of perfect labels", expression="potential(oracle) + sparse", gamma=_FAR),
     *(
-        Arm(name=name, words=f"rater of {accuracy:.1%}, {_KINDS[kind]}", expression=_SCORES.format(labels=name))
+        Arm(name=name, words=f"rater of {accuracy:.1%}, {_KINDS[kind]}", expression=_BOTH.format(labels=name), gamma=_NEAR)
         for name, (kind, accuracy) in SCRIPTED.items()
     ),
     Arm(name="bc_skills", words="imitation, single sub-tasks", expression=None, episodes="skills"),
-    Arm(name="sparse_skills", words="sparse, single sub-tasks", expression="sparse", episodes="skills"),
-    Arm(name="rg_vlm_skills", words="RG-VLM, single sub-tasks", expression="rg_vlm", episodes="skills"),
-    Arm(name="both_skills", words="sparse + RG-VLM, single sub-tasks", expression=_SCORES.format(labels="rg_vlm"), episodes="skills"),
-    Arm(name="oracle_skills", words="sparse + perfect, single sub-tasks", expression=_SCORES.format(labels="oracle"), episodes="skills"),
+    Arm(name="sparse_skills", words="sparse, single sub-tasks", expression="sparse", gamma=_FAR, episodes="skills"),
     Arm(
-        name="both_tiles", words="sparse + RG-VLM, tiles as symbols", expression=_SCORES.format(labels="rg_vlm"),
+        name="rg_vlm_skills", words="RG-VLM, single sub-tasks", expression=_SCORES.format(labels="rg_vlm"), gamma=_NEAR, episodes="skills"
+    ),
+    Arm(
+        name="both_skills", words="sparse + RG-VLM, single sub-tasks", expression=_BOTH.format(labels="rg_vlm"), gamma=_NEAR,
+        episodes="skills",
+    ),
+    Arm(
+        name="oracle_skills", words="sparse + perfect, single sub-tasks", expression=_BOTH.format(labels="oracle"), gamma=_NEAR,
+        episodes="skills",
+    ),
+    Arm(
+        name="both_tiles", words="sparse + RG-VLM, tiles as symbols", expression=_BOTH.format(labels="rg_vlm"), gamma=_NEAR,
         settings={"network": {"symbols": True}},
+    ),
+    Arm(
+        name="both_glimpse", words="sparse + RG-VLM, no memory", expression=_BOTH.format(labels="rg_vlm"), gamma=_NEAR,
+        training={"memory": False},
     ),
     Arm(name="clip", words="CLIP", expression="clip", shown=True),
     Arm(name="blip2", words="BLIP-2", expression="blip2", shown=True),
@@ -190,14 +212,14 @@ class Config:
     """Least and greatest number of sub-tasks."""
     demonstrations: int = 5
     """Demonstrations of each task."""
-    updates: int | None = None
-    """Gradient steps of each policy; as `guerdon train` if not given."""
+    updates: int = 2500
+    """Gradient steps of each policy."""
     memory: bool = True
     """Whether policies remember their episode; without a memory they learn from single transitions, and faster."""
     seed: int = 0
     """Seed of the recording and of the other starts."""
     page: Path | None = None
-    """Page whose marks are filled with the numbers; its figures are written beside it. None if not given."""
+    """Page whose marks are filled with the numbers; its figures and its raw table are written beside it. None if not given."""
     jobs: int = 0
     """Processes at a time; as many as there are cores if 0."""
     max_cost: float | None = None
@@ -215,7 +237,7 @@ class Config:
         for name in ("seeds", "tasks", "demonstrations"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.jobs < 0 or (self.updates is not None and self.updates < 1):
+        if self.jobs < 0 or self.updates < 1:
             raise UsageError("updates are at least 1, jobs at least 0")
         if not self.arms:
             raise UsageError("a study needs at least one arm", cure=f"Name some: --arms {' '.join(CORE)}")
@@ -550,8 +572,12 @@ def _rewards(config: Config) -> dict[str, Any]:
     found = {}
     for arm in config.chosen:
         if arm.expression is not None:
-            composed = reward(run=config.run(arm.episodes), compose=arm.expression, name=arm.policies)[0]
-            found[arm.name] = {**composed.statistics, "findings": [each.to_record() for each in composed.findings]}
+            composed = reward(run=config.run(arm.episodes), compose=arm.expression, name=arm.policies, gamma=arm.gamma)[0]
+            found[arm.name] = {
+                **composed.statistics,
+                "discount": composed.column.discount,
+                "findings": [each.to_record() for each in composed.findings],
+            }
     return found
 
 
@@ -626,7 +652,7 @@ def merge_rows(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, A
     return [{name: row[name] for name in _SCHEMA.names} for row in (*kept, *now)]
 
 
-_MAKING = ("expression", "episodes", "training", "settings")
+_MAKING = ("expression", "gamma", "episodes", "training", "settings")
 """Parts of an arm's record that make a difference to its policies."""
 
 
@@ -668,10 +694,11 @@ def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any]
         "transitions": sum(info.length for info in dataset.episodes()), **found,
     }  # fmt: skip
     path, table = config.out / RESULTS, config.out / ROWS
+    tables = [table, *([] if config.page is None else [config.page.with_suffix(".parquet")])]
     columns = {name: [row[name] for row in rows] for name in _SCHEMA.names}
-    write_table(
-        table, arrow.table(columns, schema=_SCHEMA), {"version": record["version"], "arms": record["arms"], "settings": dict(settings)}
-    )
+    about = {"version": record["version"], "arms": record["arms"], "settings": dict(settings)}
+    for each in tables:
+        write_table(each, arrow.table(columns, schema=_SCHEMA), about)
     write_json(path, record)
     results = Results(record, rows)
     for name, give in TABLES.items():
@@ -682,7 +709,7 @@ def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any]
     for file, svg in drawn.items():
         with writing(file) as temporary:
             temporary.write_text(svg, encoding="utf-8")
-    written = [path, table, *drawn]
+    written = [path, *tables, *drawn]
     if config.page is not None:
         _study.fill_page(config.page, lambda key: value_of(key, results))
         written.append(config.page)
