@@ -16,7 +16,7 @@ from guerdon.errors import RewardError, RewardModelError, UsageError
 from guerdon.metrics import spearman
 from guerdon.rewards._ensemble import Ensemble, EnsembleModel
 from guerdon.rewards.encoders import Architecture
-from guerdon.rewards.fitting import Config, Fitted, _Fitter, fit, load_model, model_class, split
+from guerdon.rewards.fitting import Config, Fitted, Sides, _Fitter, fit, load_model, model_class, split
 from guerdon.rewards.rating_model import class_boundaries
 from guerdon.rewards.steps import Judgements, Look, StepArrays, gather
 from tests.reward_data import SEES, judged, of_pictures, of_vectors, true_reward
@@ -453,6 +453,134 @@ def test_of_few_labels_none_are_held_out() -> None:
     assert fitted.results["held_out"] is None
     assert (fitted.results["held_out_labels"], fitted.results["held_out_by"]) == (0, None)
     assert all(line["held_out"] is None for line in fitted.history)
+
+
+# --- going on from a model ----------------------------------------------------------------------------------------------------------
+
+
+def first_of(judgements: Judgements, count: int) -> Judgements:
+    """The first labels, and all transitions."""
+    items = 2 * count if judgements.kind == "preference" else count
+    return replace(judgements, offsets=judgements.offsets[: items + 1], target=judgements.target[:count], group=judgements.group[:count])
+
+
+def in_turn(groups: int, count: int = 400) -> Judgements:
+    """Ratings that come one after the other: those of an episode first, then those of the next."""
+    return replace(judged("rating", count), group=np.arange(count) * groups // count)
+
+
+def test_going_on_begins_with_the_weights_there_were() -> None:
+    ratings = judged("rating", 200)
+    start = fit(first_of(ratings, 100), SEES, SMALL, seed=0)
+    before = [parameter.clone() for parameter in weights(start)]
+    nothing = replace(SMALL, updates=1, epochs=1, learning_rate=1e-30, batch=256)
+    fitted = fit(ratings, SEES, nothing, seed=7, start=start.model)
+    for ours, theirs in zip(weights(fitted), before, strict=True):
+        assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert fitted.model is not start.model
+    assert all(torch.equal(a, b) for a, b in zip(weights(start), before, strict=True)), "the first model stays as it is"
+    again = fit(ratings, SEES, SMALL, seed=7, start=start.model)
+    assert equal(again, fit(ratings, SEES, SMALL, seed=7, start=start.model))
+    assert not equal(again, fit(ratings, SEES, SMALL, seed=7))
+
+
+def test_going_on_from_a_file_is_going_on_from_the_model(tmp_path: Path) -> None:
+    ratings = judged("rating", 200, spoil=spoilt)
+    start = fit(first_of(ratings, 100), SEES, SHORT, seed=0, out=tmp_path / "1")
+    fitted = fit(ratings, SEES, SHORT, seed=1, out=tmp_path / "2", start=start.model)
+    assert equal(fitted, fit(ratings, SEES, SHORT, seed=1, start=load_model(tmp_path / "1")))
+    assert fitted.results["start"] == start.model.fingerprint
+    assert load_model(tmp_path / "2").training["results"]["start"] == start.model.fingerprint
+    assert "start" not in start.results
+
+
+def test_what_a_model_learned_is_not_forgotten() -> None:
+    ratings = judged("rating", 400)
+    start = fit(first_of(ratings, 200), SEES, replace(SMALL, updates=200), seed=0)
+    few = replace(SMALL, epochs=2, least_updates=1, batch=400)
+    assert agreement(fit(ratings, SEES, few, seed=1, start=start.model).model) > agreement(fit(ratings, SEES, few, seed=1).model) + 0.1
+
+
+def test_inputs_that_hardly_varied_at_first_are_standardised_anew() -> None:
+    """A thing that nobody had moved: scaled by its noise, its place would come in at thousands of deviations."""
+    ratings = judged("rating", 240)
+    vector = ratings.steps.vector.copy()
+    vector[:120, 0] = 1e-4 * np.random.default_rng(0).normal(size=120)
+    ratings = replace(ratings, steps=replace(ratings.steps, vector=vector))
+    start = fit(first_of(ratings, 120), SEES, replace(SMALL, updates=100), seed=0)
+    assert float(start.model.ensemble.deviation[0]) < 2e-4
+    fitted = fit(ratings, SEES, replace(SMALL, updates=200), seed=1, start=start.model)
+    learned = np.unique(fitter(ratings, SMALL).training)
+    assert float(fitted.model.ensemble.deviation[0]) == pytest.approx(vector[learned, 0].std(), rel=0.2)
+    later = replace(first_of(ratings, 240), group=np.arange(240))
+    assert fitted.results["training"]["balanced_accuracy"] > 0.7
+    assert spearman(fitted.model.predictions(later.steps, later.offsets, later.members)[120:], true_reward(vector)[120:]) > 0.7
+
+
+@pytest.mark.parametrize("groups", [80, 4])
+def test_held_out_labels_stay_held_out_over_sessions(groups: int) -> None:
+    ratings = in_turn(groups)
+    learned: set[int] = set()
+    held: set[int] = set()
+    model = None
+    for count in (30, 60, 100, 200, 400):
+        model = fit(first_of(ratings, count), SEES, SHORT, seed=count, start=model).model
+        now_held = set(model.training["held_out"])
+        now_learned = set(range(count)) - now_held
+        assert not learned & now_held, "a label that was learned from is held out"
+        assert not held & now_learned, "a label that was held out is learned from"
+        learned, held = now_learned, now_held
+        if groups == 80:
+            assert not set(ratings.group[sorted(held)]) & set(ratings.group[sorted(learned)])
+            assert len(held) == 0 if count < 50 else 0.05 * count <= len(held) <= 0.2 * count
+
+
+def test_further_labels_of_an_episode_join_those_there_are() -> None:
+    """Episodes that are judged in both sessions: nothing about them may be on both sides."""
+    ratings = replace(judged("rating", 400), group=np.arange(400) % 40)
+    start = fit(first_of(ratings, 200), SEES, SHORT, seed=0)
+    training, held_out, _ = split(ratings, 0.1, 5, Sides(200, np.array(start.model.training["held_out"])))
+    assert set(held_out[held_out < 200]) == set(start.model.training["held_out"])
+    assert set(ratings.group[held_out]) == set(ratings.group[start.model.training["held_out"]])
+    assert not set(ratings.group[training]) & set(ratings.group[held_out])
+
+
+def test_a_class_that_comes_later_is_on_both_sides() -> None:
+    def late(values: Any, _random: Any) -> Any:
+        return np.where(np.arange(len(values)) < 200, np.arange(len(values)) % 2, np.arange(len(values)) % 10 == 9).astype(np.float32) + 1
+
+    ratings = replace(in_turn(100), target=late(np.zeros(400), None))
+    ratings.target[250:] = np.where(np.arange(250, 400) % 10 == 0, 0, ratings.target[250:])  # the lowest class is empty until then
+    start = fit(first_of(ratings, 200), SEES, SHORT, seed=0)
+    assert start.results["training"]["balanced_accuracy"] is not None
+    fitted = fit(ratings, SEES, SHORT, seed=1, start=start.model)
+    held_out = fitted.model.training["held_out"]
+    assert set(ratings.target[held_out]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "preference"}, "another kind"),
+        ({"levels": 4}, "another number of classes"),
+        ({"members": 1}, "another number of members"),
+        ({"width": 16}, "another network"),
+        ({"look": Look(vectors={"pose": 4})}, "another look"),
+        ({"labels": "others"}, "not the first 100 of these 200"),
+        ({"labels": "fewer"}, "not the first 100 of these 90"),
+    ],
+)
+def test_a_model_that_cannot_be_gone_on_from_is_refused(change: dict[str, Any], words: str) -> None:
+    ratings = judged("rating", 200)
+    start = fit(first_of(ratings, 100), SEES, SHORT, seed=0).model
+    config = replace(SHORT, members=2 if "members" in change else 1, width=change.get("width", SHORT.width))
+    if change.get("labels") == "others":
+        ratings = replace(ratings, target=np.roll(ratings.target, 1))
+    elif change.get("labels") == "fewer":
+        ratings = first_of(ratings, 90)
+    ratings = judged("preference", 200) if "kind" in change else replace(ratings, levels=change.get("levels", 3))
+    with pytest.raises(RewardModelError, match=words):
+        fit(ratings, change.get("look", SEES), config, seed=0, start=start)
 
 
 # --- what is written ----------------------------------------------------------------------------------------------------------------

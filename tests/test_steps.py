@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from guerdon.errors import DatasetError, RewardError, RewardModelError, UsageError
 from guerdon.labels import vote
 from guerdon.methods.preference import Preference
-from guerdon.rewards.steps import Look, check_look, gather, judgements, look_of, read_steps, unit_of
+from guerdon.rewards.steps import Judgements, Look, StepArrays, check_look, gather, joined, judgements, look_of, read_steps, unit_of
 from guerdon.transitions import Vocabulary
 from tests.memory import MemoryDataset, MemoryEpisode
 from tests.reward_data import INSTRUCTION, Recorded, label, label_set
@@ -284,3 +285,97 @@ def test_data_of_another_kind_are_refused() -> None:
         check_look(Look({"full": (16, 16)}, action_size=4), Recorded(continuous=True))
     with pytest.raises(RewardModelError, match="actions of 4, the dataset has no size"):
         check_look(Look({"full": (16, 16)}, action_size=4), data)
+
+
+# --- several datasets ---------------------------------------------------------------------------------------------------------------
+
+
+def of_episodes(episodes: Sequence[int], first: int = 0, *, pairs: bool = False) -> Any:
+    """Judgements of `episodes` of a dataset of four, which a dataset that holds them alone counts from `first` on."""
+    whole = Recorded((5, 7, 4, 6))
+    part = Recorded([(5, 7, 4, 6)[episode] for episode in episodes])
+    part.frames = lambda index, view, start, stop: whole.frames(index + first, view, start, stop)  # type: ignore[method-assign]
+    part.vector = lambda index, name: whole.vector(index + first, name)  # type: ignore[method-assign]
+    part.actions = lambda index: whole.actions(index + first)  # type: ignore[method-assign]
+    part.episode = lambda index: replace(whole.episode(index + first), index=index)  # type: ignore[method-assign]
+    labels = []
+    for number in range(len(episodes)):
+        words = INSTRUCTION if number + first == 0 else "go to the red ball"
+        if pairs:
+            labels.append(label("pair", number, 1, 1, 1.0, episode_b=number, start_b=3, stop_b=3, instruction=words))
+        else:
+            labels.append(label("segment", number, 0, 3, float(number % 3), instruction=words))
+            labels.append(label("observation", number, 2, 2, 1.0, instruction=words))
+    sees = look_of(whole, views=["full"], vectors=["state"], pictures=2, action=True, instruction=True)
+    return judgements([label_set(labels, levels=0 if pairs else 3)], part, sees)
+
+
+def same(one: Any, other: Any) -> None:
+    """Equal field by field."""
+    assert (one.kind, one.levels) == (other.kind, other.levels)
+    for name in ("offsets", "members", "target", "group"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for name in ("picture", "vector", "action", "instruction"):
+        np.testing.assert_array_equal(getattr(one.steps, name), getattr(other.steps, name), err_msg=name)
+    assert (one.steps.instructions, one.steps.words) == (other.steps.instructions, other.steps.words)
+    assert one.steps.frames.keys() == other.steps.frames.keys()
+    for view in one.steps.frames:
+        np.testing.assert_array_equal(one.steps.frames[view], other.steps.frames[view])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_joined_judgements_are_those_of_one_dataset_that_holds_both(pairs: bool) -> None:
+    first, second, whole = of_episodes([0, 1], pairs=pairs), of_episodes([2, 3], 2, pairs=pairs), of_episodes([0, 1, 2, 3], pairs=pairs)
+    if not pairs:  # (the labels of the second part count its episodes from 0, too)
+        whole = replace(whole, target=np.concatenate([first.target, second.target]))
+    same(joined([first, second]), whole)
+    assert len(joined([first, second]).steps.frames["full"]) == len(whole.steps.frames["full"])
+    same(joined([first]), first)
+
+
+def test_joining_one_by_one_is_joining_all_at_once() -> None:
+    one, two, three = (of_episodes([k], k) for k in range(3))
+    same(joined([joined([one, two]), three]), joined([one, two, three]))
+    same(joined([one, joined([two, three])]), joined([one, two, three]))
+
+
+def test_joined_by_hand() -> None:
+    def small(texts: tuple[str, ...], target: Any, vector: Any) -> Any:
+        count = len(vector)
+        frames = {"full": np.full((count, 2, 2, 3), int(vector[0][0]), np.uint8)}
+        steps = StepArrays(
+            frames, np.arange(count)[::-1, None].copy(), np.array(vector, np.float32), np.zeros((count, 0), np.float32),
+            np.arange(count) % len(texts), texts, ("go",),
+        )  # fmt: skip
+        return Judgements("rating", 3, steps, np.arange(count + 1), np.arange(count), np.array(target, np.float32), np.arange(count) * 2)
+
+    first, second = small(("go", "stay"), [0, 2], [[1], [2]]), small(("stay", "sit"), [[0, 0.5, 0.5], [1, 0, 0]], [[3], [4]])
+    both = joined([first, second])
+    assert both.offsets.tolist() == [0, 1, 2, 3, 4]
+    assert both.members.tolist() == [0, 1, 2, 3]
+    assert both.group.tolist() == [0, 2, 3, 5], "episodes 0 and 2 of the second are not those of the first"
+    assert joined([first, second], same_groups=True).group.tolist() == [0, 2, 0, 2]
+    assert both.target.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0.5, 0.5], [1, 0, 0]], "classes become shares"
+    assert both.steps.picture[:, 0].tolist() == [1, 0, 3, 2]
+    assert both.steps.frames["full"][both.steps.picture[:, 0], 0, 0, 0].tolist() == [1, 1, 3, 3]
+    assert both.steps.instructions == ("go", "stay", "sit")
+    assert both.steps.instruction.tolist() == [0, 1, 1, 2]
+    assert both.steps.vector[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_judgements_that_do_not_belong_together_are_not_joined() -> None:
+    with pytest.raises(RewardError, match="no judgements"):
+        joined([])
+    one = of_episodes([0])
+    others = {
+        "kind": of_episodes([0], pairs=True),
+        "number of classes": replace(one, levels=4),
+        "sizes of vectors": replace(one, steps=replace(one.steps, vector=one.steps.vector[:, :2])),
+        "sizes of pictures": replace(one, steps=replace(one.steps, frames={"full": one.steps.frames["full"][:, :8]})),
+        "pictures of a transition": replace(one, steps=replace(one.steps, picture=one.steps.picture[:, :1])),
+        "actions": replace(one, steps=replace(one.steps, action=np.zeros((len(one.steps), 2), np.float32))),
+        "words that a model knows": replace(one, steps=replace(one.steps, words=("go",))),
+    }
+    for what, other in others.items():
+        with pytest.raises(RewardError, match=f"judgements 1 and 2 differ in {what}"):
+            joined([one, other])

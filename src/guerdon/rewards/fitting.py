@@ -13,6 +13,9 @@ the transitions piece by piece again. That is the same gradient, in bounded memo
     fitted = fit(judgements(label_sets, dataset, look), look, seed=0, out=folder)
     model = load_model(folder)
 
+When labels come in sessions, a model goes on from the one before (`start=`): the labels that were there before stay on the side that they
+were on, learned from or held out, for a label that was once learned from would say nothing when held out; only new episodes are divided.
+
 Writes into `out`: `model.safetensors`, `model.json` (see `guerdon.rewards._ensemble`) and `metrics.jsonl`, one line a measurement.
 """
 
@@ -34,6 +37,7 @@ from torch import Tensor
 
 from guerdon.errors import RewardError, RewardModelError, UsageError
 from guerdon.losses import item_weights, rating_weights
+from guerdon.records import digest
 from guerdon.rewards._ensemble import Ensemble, EnsembleModel, read_record
 from guerdon.rewards._settings import Config as Config
 from guerdon.rewards.encoders import Architecture, choose_encoder
@@ -76,7 +80,8 @@ class Fitted:
     results: Mapping[str, Any]
     """JSON-ready: "training" and "held_out" of the weights that were kept, on all labels; "contradicted" of the labels learned from;
     "epochs", "updates" and "stopped" ("target", "patience" or "updates"); "kept_epoch"; "held_out_labels", "held_out_by" ("episode",
-    "label" or None); "skipped" (batches of one class); "encoder", "parameters" (of a member)."""
+    "label" or None); "skipped" (batches of one class); "encoder", "parameters" (of a member); "start", the fingerprint of the model that
+    it went on from, if it did."""
     seconds: float
 
 
@@ -87,6 +92,7 @@ def fit(
     *,
     seed: int,
     out: Path | None = None,
+    start: EnsembleModel | None = None,
     progress: Progress | None = None,
     log: Log | None = None,
 ) -> Fitted:
@@ -98,13 +104,18 @@ def fit(
         config: how to fit; None takes the defaults.
         seed: of first weights, batches, and the choice of what is held out.
         out: folder to write the model to; None writes nothing.
+        start: a model that `fit` made of the first ones of these labels, in the same order (see `guerdon.rewards.steps.joined`). Its
+            weights are gone on from, with a fresh optimiser; it stays as it is. Vectors are standardised anew, by all labels there are
+            now: an input that hardly varied at first, such as the place of a thing that nobody had moved, would otherwise come in at
+            thousands of deviations, where a squashed reward is flat and learns nothing. So the first update does not begin at just what
+            `start` said. None begins with weights drawn from the seed.
         progress: told how many updates have been made.
         log: told every line of the history.
 
     Raises:
         RewardError: if there are too few labels, ratings of one class only, or no batch with two classes; says what is needed.
         UsageError: for settings that fit neither the labels nor what the model looks at.
-        RewardModelError: if fitting diverges.
+        RewardModelError: if fitting diverges; if `start` is another kind of model, or was fitted to other labels than the first of these.
         WriteFailed: if the disk is full or not writable.
     """
     begin = time.perf_counter()
@@ -116,11 +127,23 @@ def fit(
     ensemble = Ensemble(look, architecture, config.members, seed=seed)
     model = model_class(judgements.kind)(ensemble, levels=judgements.levels)
     model.precision = config.precision
-    fitter = _Fitter(model, judgements, config, seed, progress, log)
-    results = fitter.run()
+    before = None
+    if start is not None:
+        before = _sides_of(start, model, judgements)
+        _take_weights(ensemble, start.ensemble)
+    fitter = _Fitter(model, judgements, config, seed, progress, log, before)
+    results = fitter.run() | ({} if start is None else {"start": start.fingerprint})
     ensemble.requires_grad_(False)
     fitted = Fitted(model, tuple(fitter.history), results, time.perf_counter() - begin)
-    model.training = {"settings": asdict(config), "seed": seed, "labels": len(judgements), "kind": judgements.kind, "results": results}
+    model.training = {
+        "settings": asdict(config),
+        "seed": seed,
+        "labels": len(judgements),
+        "kind": judgements.kind,
+        "held_out": fitter.held_out.tolist(),
+        "learned_from": _digest_of(judgements, len(judgements)),
+        "results": results,
+    }
     if out is not None:
         with writing(out / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in fitted.history), encoding="utf-8")
@@ -186,38 +209,112 @@ def _classes(judgements: Judgements) -> Rows:
     return np.asarray(target if judgements.kind == "rating" else np.rint(2 * target), np.int64)
 
 
+# --- going on from a model ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sides:
+    """On which side the labels were that there were before: the first `count` ones."""
+
+    count: int
+    held_out: Rows
+    """Numbers of those that were held out; the others were learned from."""
+
+
+def _sides_of(start: EnsembleModel, model: EnsembleModel, judgements: Judgements) -> Sides:
+    """What `start` held out. Raises RewardModelError if `model` cannot go on from it."""
+    cure = "Go on from a model that was fitted with the same settings to the first ones of these labels, or begin without one."
+    facts = [
+        {
+            "kind": each.name,
+            "number of classes": each.levels,
+            "number of members": each.members,
+            "network": each.ensemble.architecture,
+            "look": each.look.to_record(),
+        }
+        for each in (start, model)
+    ]
+    for what, theirs in facts[0].items():
+        if theirs != facts[1][what]:
+            raise RewardModelError(f"the model to go on from has another {what} ({theirs}, not {facts[1][what]})", cure=cure)
+    count, held_out = start.training.get("labels"), start.training.get("held_out")
+    if not isinstance(count, int) or not isinstance(held_out, list):
+        raise RewardModelError("the model to go on from does not say which labels it was fitted to", cure=cure)
+    if count > len(judgements) or start.training.get("learned_from") != _digest_of(judgements, count):
+        what = f"the model to go on from was fitted to {count} labels, which are not the first {count} of these {len(judgements)}"
+        raise RewardModelError(what, cure=cure)
+    return Sides(count, np.array(held_out, np.int64))
+
+
+def _digest_of(judgements: Judgements, count: int) -> str:
+    """What tells the first `count` labels from others: what was said of how many transitions of which episodes."""
+    target = judgements.target[:count]
+    if judgements.kind == "rating" and target.ndim == 1:  # later labels may be shares, which makes shares of these, too
+        target = np.eye(judgements.levels, dtype=np.float32)[target.astype(np.int64)]
+    items = 2 * count if judgements.kind == "preference" else count
+    parts = (target.astype("<f4"), judgements.offsets[: items + 1].astype("<i8"), judgements.group[:count].astype("<i8"))
+    return digest("guerdon judgements 1", *(part.tobytes() for part in parts))
+
+
+def _take_weights(ensemble: Ensemble, start: Ensemble) -> None:
+    """The weights of the members, but neither how vectors are standardised nor how rewards are stretched: both are decided anew."""
+    ensemble.members.load_state_dict(start.members.state_dict())
+
+
 # --- what is held out ---------------------------------------------------------------------------------------------------------------
 
 
-def split(judgements: Judgements, share: float, seed: int) -> tuple[Rows, Rows, str | None]:
+def split(judgements: Judgements, share: float, seed: int, before: Sides | None = None) -> tuple[Rows, Rows, str | None]:
     """Which labels are learned from, which are held out, and by what ("episode", "label", or None if nothing is: less than five labels).
 
     Whole episodes are held out if there are at least five of them. Every class that occurs often enough is on both sides: it is never
     held out altogether, and the rarest classes are chosen for first. A pair is held out with the episode of its first one; its second one
     may come from an episode that is learned from.
+
+    With `before`, labels stay on the side that they were on, and further labels of the same episodes join them there (of an episode that
+    had labels on both sides, they are learned from). Only new episodes are divided, so that the share is reached in all.
     """
     random = generator(seed, "held out")
     classes, count = _classes(judgements), len(judgements)
     wanted = round(share * count)
-    if wanted < _FEWEST_HELD_OUT:
+    if wanted < _FEWEST_HELD_OUT and (before is None or not len(before.held_out)):
         return np.arange(count), np.zeros(0, np.int64), None
     _, group = np.unique(judgements.group, return_inverse=True)
     group = group.reshape(-1)
     by = "episode" if group.max() + 1 >= _FEWEST_GROUPS else "label"
     if by == "label":
         group = np.arange(count)
-    table = np.zeros((int(group.max()) + 1, int(classes.max()) + 1), np.int64)
-    np.add.at(table, (group, classes), 1)
-    held = _held_groups(table, wanted, random)
-    chosen = held[group]
+    chosen, free = _decided(group, before)
+    _, numbers = np.unique(group[free], return_inverse=True)
+    numbers = numbers.reshape(-1)
+    table = np.zeros((int(numbers.max(initial=-1)) + 1, int(classes.max()) + 1), np.int64)
+    np.add.at(table, (numbers, classes[free]), 1)
+    learned, held_before = (np.bincount(classes[~free & (chosen == side)], minlength=table.shape[1]) for side in (False, True))
+    held = _held_groups(table, wanted - int(held_before.sum()), random, learned, held_before > 0)
+    chosen[free] = held[numbers]
     if chosen.sum() < _FEWEST_HELD_OUT:
         return np.arange(count), np.zeros(0, np.int64), None
     return np.flatnonzero(~chosen), np.flatnonzero(chosen), by
 
 
-def _held_groups(table: Rows, wanted: int, random: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Which groups are held out, (G,). `table` (G, C): how many labels of each class each group has."""
-    left, held = table.sum(0), np.zeros(len(table), np.bool_)
+def _decided(group: Rows, before: Sides | None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which labels are held out (B,) so far, and of which nothing is decided yet (B,). `group` (B,): numbers of groups from 0."""
+    held, free = np.zeros(len(group), np.bool_), np.ones(len(group), np.bool_)
+    if before is None:
+        return held, free
+    old = np.arange(len(group)) < before.count
+    held[before.held_out] = True
+    of_learned, of_held = (np.bincount(group[old & (held == side)], minlength=int(group.max()) + 1) > 0 for side in (False, True))
+    held[~old] = (of_held & ~of_learned)[group[~old]]
+    return held, ~old & ~(of_held | of_learned)[group]
+
+
+def _held_groups(
+    table: Rows, wanted: int, random: np.random.Generator, learned: Rows, held_before: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which groups are held out, (G,). `table` (G, C): how many labels of each class each group has; `learned` (C,): how many others are
+    learned from; `held_before` (C,): of which classes others are held out."""
+    left, held = table.sum(0) + learned, np.zeros(len(table), np.bool_)
     present = left > 0
     order = random.permutation(len(table))
 
@@ -228,7 +325,7 @@ def _held_groups(table: Rows, wanted: int, random: np.random.Generator) -> npt.N
             left = left - table[group]
 
     for level in np.argsort(table.sum(0), kind="stable"):
-        if present[level] and not (table[held, level] > 0).any():
+        if present[level] and not held_before[level] and not (table[held, level] > 0).any():
             having = [group for group in order if table[group, level]]
             smallest = sorted(having, key=lambda group: int(table[group].sum()))  # stable: random among equals
             for group in smallest:
@@ -251,10 +348,17 @@ class _Fitter:
     """One fit: the model, its optimiser, and what is measured on the way."""
 
     def __init__(
-        self, model: EnsembleModel, judgements: Judgements, config: Config, seed: int, progress: Progress | None, log: Log | None
+        self,
+        model: EnsembleModel,
+        judgements: Judgements,
+        config: Config,
+        seed: int,
+        progress: Progress | None,
+        log: Log | None,
+        before: Sides | None = None,
     ) -> None:
         self.model, self.judgements, self.config, self.progress, self.log = model, judgements, config, progress, log
-        self.training, self.held_out, self.held_out_by = split(judgements, config.held_out, seed)
+        self.training, self.held_out, self.held_out_by = split(judgements, config.held_out, seed, before)
         is_rating = judgements.kind == "rating"
         rule, levels = (config.sampler, judgements.levels) if is_rating else ("uniform", 0)
         learned = judgements.target[self.training]

@@ -447,6 +447,86 @@ def judgements(label_sets: Sequence[LabelSet], dataset: Dataset, look: Look) -> 
     return _Collector(dataset, look, kind, levels).collect(chosen)
 
 
+def joined(parts: Sequence[Judgements], *, same_groups: bool = False) -> Judgements:
+    """The judgements of several datasets as one: those of the first come first, and keep their numbers.
+
+    Joining what was joined before gives the same as joining all at once, so that judgements may be added as they come.
+
+    Args:
+        parts: at least one, of the same kind and number of classes, about transitions that were read with the same look.
+        same_groups: whether equal groups of two parts are one group (episodes that have the same numbers in both). If not, they are
+            different episodes: those of each part are numbered on from the last one of the parts before it.
+
+    Returns:
+        One `Judgements`. Classes become shares of the classes if they are shares in one of the parts. Instructions stand there once each.
+
+    Raises:
+        RewardError: if there is no part, or two of them are of different kinds or looks.
+    """
+    if not parts:
+        raise RewardError("there are no judgements to join")
+    for number, part in enumerate(parts[1:], start=2):
+        for what, (first, other) in _differences(parts[0], part).items():
+            if first != other:
+                what = f"judgements 1 and {number} differ in {what} ({first} and {other})"
+                raise RewardError(what, cure="Join judgements of one kind, read with one look.")
+    items = np.cumsum([0, *(len(part.members) for part in parts)])
+    steps = np.cumsum([0, *(len(part.steps) for part in parts)])
+    groups = np.cumsum([0, *(0 if same_groups or not len(part.group) else int(part.group.max()) + 1 for part in parts)])
+    ends = [part.offsets[1:] + items[number] for number, part in enumerate(parts)]
+    as_shares = any(part.target.ndim == 2 for part in parts)
+    targets = [_shares(part) if as_shares else part.target for part in parts]
+    return Judgements(
+        kind=parts[0].kind,
+        levels=parts[0].levels,
+        steps=_joined_steps([part.steps for part in parts]),
+        offsets=np.concatenate([np.zeros(1, np.int64), *ends]),
+        members=np.concatenate([part.members + steps[number] for number, part in enumerate(parts)]),
+        target=np.concatenate(targets),
+        group=np.concatenate([part.group + groups[number] for number, part in enumerate(parts)]),
+    )
+
+
+def _differences(one: Judgements, other: Judgements) -> dict[str, tuple[Any, Any]]:
+    """What two that are to be joined must agree in, and what each of them has."""
+    facts = [
+        {
+            "kind": part.kind,
+            "number of classes": part.levels,
+            "sizes of pictures": {view: frames.shape[1:] for view, frames in part.steps.frames.items()},
+            "pictures of a transition": part.steps.picture.shape[1:],
+            "sizes of vectors": part.steps.vector.shape[1:],
+            "actions": (part.steps.action.dtype.kind, part.steps.action.shape[1:]),
+            "words that a model knows": part.steps.words,
+        }
+        for part in (one, other)
+    ]
+    return {what: (facts[0][what], facts[1][what]) for what in facts[0]}
+
+
+def _shares(part: Judgements) -> npt.NDArray[np.float32]:
+    """(B, levels) shares of the classes."""
+    return part.target if part.target.ndim == 2 else np.eye(part.levels, dtype=np.float32)[part.target.astype(np.int64)]
+
+
+def _joined_steps(parts: Sequence[StepArrays]) -> StepArrays:
+    pictures = np.cumsum([0, *(len(next(iter(part.frames.values()), ())) for part in parts)])
+    distinct: dict[str, int] = {}
+    for part in parts:
+        for text in part.instructions:
+            distinct.setdefault(text, len(distinct))
+    numbers = [np.array([distinct[text] for text in part.instructions], np.int64) for part in parts]
+    return StepArrays(
+        frames={view: np.concatenate([part.frames[view] for part in parts]) for view in parts[0].frames},
+        picture=np.concatenate([part.picture + pictures[number] for number, part in enumerate(parts)]),
+        vector=np.concatenate([part.vector for part in parts]),
+        action=np.concatenate([part.action for part in parts]),
+        instruction=np.concatenate([known[part.instruction] for known, part in zip(numbers, parts, strict=True)]),
+        instructions=tuple(distinct),
+        words=parts[0].words,
+    )
+
+
 def _kind(label_set: LabelSet) -> tuple[Kind, int]:
     units = {label.unit for label in label_set.labels}
     if "pair" in units:
