@@ -105,7 +105,7 @@ def test_what_is_light_loads_neither_torch_nor_a_simulator(code: str) -> None:
 def test_public_names_are_pinned() -> None:
     assert sorted(guerdon.__all__) == [
         "GuerdonError", "check", "collect_babyai", "collect_metaworld", "demo", "evaluate", "export", "fit", "label", "load_policy",
-        "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train", "train_embedded",
+        "online", "online_babyai", "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train", "train_embedded",
     ]  # fmt: skip
     for name in guerdon.__all__:
         assert getattr(guerdon, name).__doc__

@@ -6,7 +6,7 @@ The names here are the commands of the same names, as functions; they take the c
 
     guerdon.plan(dataset="data", vlm=("google:gemini-2.5-flash", "openai:gpt-5.4-mini"))
     guerdon.label(dataset="data", run="runs/a", vlm=("google:gemini-2.5-flash",))
-    guerdon.reward(run="runs/a", compose="0.1 * rg_vlm + sparse", name="both")
+    guerdon.reward(run="runs/a", compose="rg_vlm + sparse - 1", name="both")
     guerdon.fit(run="runs/b", labels=("rating",), name="erl_vlm")
     guerdon.relabel(run="runs/b", model="erl_vlm")
     guerdon.train(run="runs/a", rewards=("both",))
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from guerdon.recipes.export import export
     from guerdon.recipes.fit import fit
     from guerdon.recipes.label import label
+    from guerdon.recipes.online import online
+    from guerdon.recipes.online_babyai import online_babyai
     from guerdon.recipes.plan import plan
     from guerdon.recipes.record_babyai import collect_babyai
     from guerdon.recipes.record_metaworld import collect_metaworld
@@ -51,6 +53,8 @@ _HOME = {
     "fit": "guerdon.recipes.fit",
     "label": "guerdon.recipes.label",
     "load_policy": "guerdon.training.policy",
+    "online": "guerdon.recipes.online",
+    "online_babyai": "guerdon.recipes.online_babyai",
     "open_dataset": "guerdon.datasets",
     "plan": "guerdon.recipes.plan",
     "raters_consistency": "guerdon.recipes.consistency",
@@ -63,7 +67,7 @@ _HOME = {
 
 __all__ = [
     "GuerdonError", "check", "collect_babyai", "collect_metaworld", "demo", "evaluate", "export", "fit", "label", "load_policy",
-    "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train", "train_embedded",
+    "online", "online_babyai", "open_dataset", "plan", "raters_consistency", "relabel", "report", "reward", "train", "train_embedded",
 ]  # fmt: skip
 
 

@@ -21,8 +21,8 @@ from guerdon.errors import GuerdonError, UnknownName, UsageError
 from guerdon.runs import package_version
 
 _ORDER = (
-    "demo", "collect", "check", "plan", "raters", "label", "labels", "store", "fit", "relabel", "reward", "export", "train", "evaluate",
-    "report", "reproduce", "train-embedded",
+    "demo", "collect", "check", "plan", "raters", "label", "labels", "store", "fit", "relabel", "reward", "export", "train", "online",
+    "evaluate", "report", "reproduce", "train-embedded",
 )  # fmt: skip
 _STATUS_FAILED, _STATUS_USAGE, _STATUS_INTERRUPTED, _STATUS_TERMINATED = 1, 2, 130, 143
 _NARROWEST = 20

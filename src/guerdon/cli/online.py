@@ -1,0 +1,90 @@
+"""Learn a policy while a rater judges what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from guerdon import discover
+from guerdon.cli import _show
+from guerdon.cli._parse import all_chosen, chosen, parse
+from guerdon.errors import UnknownName
+from guerdon.recipes import label, online, raters
+
+WORLDS = ("metaworld", "babyai")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`guerdon online METHOD --out OUT --task drawer-open-v3 --steps 25000`, or `guerdon online METHOD --world babyai --out OUT`."""
+    first = next(iter(arguments), "-")
+    method = chosen("method", arguments, online.Config.method) if first.startswith("-") else first
+    if method not in online.sources():
+        raise UnknownName("method of learning", method, online.sources())
+    world = chosen("world", arguments, WORLDS[0])
+    if world not in WORLDS:
+        raise UnknownName("world to learn in", world, WORLDS)
+    _tell(_in_babyai(method, arguments) if world == "babyai" else _in_metaworld(method, arguments))
+    return 0
+
+
+def _in_metaworld(method: str, arguments: Sequence[str]) -> online.Learned:
+    algorithm = chosen("algorithm", arguments, online.Config.algorithm)
+    settings_of = discover.load("algorithms", algorithm).Config
+    from guerdon.training import online as loop  # after the line above, which names the extra if torch is not installed
+
+    own = _raters(method, arguments)
+    sections: dict[str, type] = {"_settings": online.Config, "_loop": loop.Config, algorithm: settings_of}
+    parsed = parse("online", __doc__ or "", sections | _fitting(method) | own, arguments)
+    config: online.Config = replace(
+        parsed["_settings"],
+        loop=parsed["_loop"],
+        algorithm_settings=parsed[algorithm],
+        fitting=parsed.get("fitting"),
+        rater_settings=label.chosen_settings({name: parsed[name] for name in own}),
+    )
+    return online.online.of(config)
+
+
+def _in_babyai(method: str, arguments: Sequence[str]) -> online.Learned:
+    discover.load("algorithms", "iql")  # names the extra if torch is not installed
+    from guerdon.recipes import online_babyai
+    from guerdon.training import online_episodes
+
+    own = _raters(method, arguments)
+    sections: dict[str, type] = {"_settings": online_babyai.Config, "_loop": online_episodes.Config, "iql": online_babyai.Learning}
+    parsed = parse("online", __doc__ or "", sections | _fitting(method) | own, arguments)
+    config: online_babyai.Config = replace(
+        parsed["_settings"],
+        loop=parsed["_loop"],
+        algorithm_settings=parsed["iql"],
+        fitting=parsed.get("fitting"),
+        rater_settings=label.chosen_settings({name: parsed[name] for name in own}),
+    )
+    return online_babyai.online_babyai.of(config)
+
+
+def _fitting(method: str) -> dict[str, type]:
+    """The section of the reward model, where there is one."""
+    return {} if online.source_of(method).kind is None else {"fitting": online.fitting_config(method)}
+
+
+def _raters(method: str, arguments: Sequence[str]) -> dict[str, type]:
+    """A section for each rater that is asked and has settings."""
+    named = tuple(all_chosen("vlm", arguments, online.Config.vlm))
+    asked = online.source_of(method).kind is not None and named != online.SCRIPTED
+    things = {name: discover.load("providers", name) for name in dict.fromkeys(map(raters.provider_of, named)) if asked}
+    return {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
+
+
+def _tell(learned: online.Learned) -> None:
+    results = learned.results
+    rows = [(name, _shown(value)) for name, value in results.items() if name != "seconds"]
+    _show.table(("result", ""), rows, title=f"{results['steps']:,} steps in {results['seconds']:,.0f} s")
+    print(f"{'kept, it was finished already' if learned.kept else 'written'}: {learned.path}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
