@@ -203,6 +203,58 @@ def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
 
 
+def curves(title: str, points: Sequence[float], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
+    """A figure as an SVG file's text: one line for each series over `points` (numbers that rise), with 95 % intervals as bands and exact
+    numbers as tooltips. The vertical axis is that of a share, from 0 to 1."""
+    low, high = (min(points), max(points)) if points else (0.0, 1.0)
+    floor, width = _HEIGHT - _BOTTOM, _WIDTH - _LEFT - _RIGHT
+    inset = 0.03 * width
+    across = (width - 2 * inset) / ((high - low) or 1.0)
+
+    def height_of(value: float) -> float:
+        return floor - value * (floor - _TOP)
+
+    def place_of(point: float) -> float:
+        return _LEFT + inset + (point - low) * across
+
+    marks = _frame(title, [number / 5 for number in range(6)], (), height_of, axis=axis, measure=measure)
+    marks += [_text(f"{point:,.4g}", place_of(point), floor + 17, anchor="middle") for point in _at_most(points, 6)]
+    placed = [
+        [(place_of(point), each, f"{point:,.6g}") for point, each in zip(points, line.values, strict=True) if math.isfinite(each.value)]
+        for line in drawn
+    ]
+    colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(drawn))]
+    marks += [_band(found, colour, height_of) for found, colour in zip(placed, colours, strict=True)]
+    for number, (line, found, colour) in enumerate(zip(drawn, placed, colours, strict=True)):
+        path = " ".join(f"{x:.1f},{height_of(each.value):.1f}" for x, each, _ in found)
+        dashes = ' stroke-dasharray="5 3"' if number >= len(_COLOURS) else ""
+        marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dashes}/>')
+        for x, each, point in found:
+            tip = f"<title>{escape(f'{line.name}, {point}: {shown(each)}')}</title>"
+            marks.append(f'<circle cx="{x:.1f}" cy="{height_of(each.value):.1f}" r="2.4" fill="{colour}">{tip}</circle>')
+        y = _HEIGHT + 8 + 18 * number
+        marks.append(f'<line x1="{_LEFT}" x2="{_LEFT + 22}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"{dashes}/>')
+        marks.append(_text(line.name, _LEFT + 30, y + 4))
+    body = "\n".join(marks)
+    height = _HEIGHT + 18.0 * len(drawn) + 4
+    size = f'viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}" height="{height:g}"'
+    head = f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
+
+
+def _at_most(points: Sequence[float], count: int) -> Sequence[float]:
+    """Some of the points, evenly spaced among them, the first one included."""
+    return points[:: -(-len(points) // count)] if points else ()
+
+
+def _band(found: Sequence[tuple[float, Estimate, str]], colour: str, height_of: Callable[[float], float]) -> str:
+    """The area between the ends of the intervals of a line."""
+    ends = [(x, each.low, each.high) for x, each, _ in found if each.low is not None and each.high is not None]
+    corners = [(x, high) for x, _, high in ends] + [(x, low) for x, low, _ in reversed(ends)]
+    path = " ".join(f"{x:.1f},{height_of(value):.1f}" for x, value in corners)
+    return f'<polygon points="{path}" fill="{colour}" fill-opacity="0.12"/>'
+
+
 def bars(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
     """A figure as an SVG file's text: at every place one bar for each series, with 95 % intervals and exact numbers as tooltips. The
     vertical axis begins at zero."""
