@@ -34,7 +34,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert guerdon.check(guerdon.open_dataset(data)).errors == 0
     labelled = guerdon.label(dataset=data, run=run, vlm=("scripted:perfect",), store=folder / "store.sqlite", quiet=True)
     assert labelled.complete
-    for name, expression in {"sparse": "sparse", "both": "0.1 * rg_vlm + sparse"}.items():
+    for name, expression in {"sparse": "sparse", "both": "rg_vlm + sparse - 1"}.items():
         guerdon.reward(run=run, compose=expression, name=name)
     guerdon.train(run=run, rewards=("sparse", "both"), seeds=1, updates=UPDATES, jobs=1, quiet=True)
     guerdon.train(run=run, algorithm="bc", seeds=1, updates=UPDATES, jobs=1, quiet=True)
@@ -53,8 +53,9 @@ def test_labels_and_rewards_cover_every_transition(line: Path) -> None:
     column = RewardColumn.read(line / "run/rewards/both.parquet")
     scores = {(label.episode, label.start): label.value or 0.0 for label in labels.labels}
     for info in dataset.episodes():
-        expected = [scores[info.index, step] / 100 + (step == info.length - 1) for step in range(info.length)]
-        np.testing.assert_allclose(column.values[info.index, 0], expected, rtol=1e-6)
+        expected = [scores[info.index, step] / 10 + (step == info.length - 1) - 1 for step in range(info.length)]
+        np.testing.assert_allclose(column.values[info.index, 0], expected, rtol=1e-5)
+    assert column.discount == 0.8
 
 
 def test_a_perfect_rater_tells_what_serves_the_task(line: Path) -> None:

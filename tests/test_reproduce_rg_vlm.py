@@ -193,7 +193,7 @@ def test_every_mark_of_the_page_is_known(results: Results) -> None:
     assert {f"table {name}" for name in TABLES} <= set(keys), "every table has its place"
     filled = _study.filled(page, lambda key: value_of(key, results))
     assert "`guerdon reproduce rg-vlm`" in filled
-    assert "in <!-- fill minutes -->3<!-- /fill --> minutes" in filled
+    assert "took <!-- fill minutes -->3<!-- /fill --> minutes" in filled
     for name in figures(results):
         assert f"(rg-vlm-{name}.svg)" in page
     for key in ("table nothing", "mean nobody fixed", "drop nobody", "verdict nothing", "better both nobody fixed", "poem"):
