@@ -49,6 +49,8 @@ def rewards(made: Iterable[ComposedReward]) -> None:
         numbers = (each.statistics[name] for name in ("coverage", "mean", "std", "min", "max"))
         table(("reward", "coverage", "mean", "std", "min", "max"), [(each.path.stem, *numbers)], title=each.expression)
         findings(each.findings)
+        if each.column.discount is not None:
+            print(f"discount: {each.column.discount:g}, which policies learn from it with unless --iql.discount says otherwise")
         print(f"written: {each.path}")
 
 

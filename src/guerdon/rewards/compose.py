@@ -113,7 +113,8 @@ def _paid(node: ast.expr, scales: Mapping[str, tuple[float, float]], score: floa
             sides = [np.array(_paid(side, scales, score, end)) for side in (left, right)]
             if isinstance(op, ast.Div) and not sides[1]:
                 raise ZeroDivisionError
-            return float(_OPERATORS[type(op)](*sides))
+            with np.errstate(over="ignore", invalid="ignore"):
+                return float(_OPERATORS[type(op)](*sides))
         case ast.UnaryOp(operand=operand):
             return -_paid(operand, scales, score, end)
         case ast.Call(func=ast.Name(id="shuffled" | "constant"), args=[argument]):
