@@ -33,13 +33,12 @@ from guerdon.recipes._erl_vlm_results import (
     PUBLISHED,
     TABLES,
     TASKS,
-    Finding,
     Results,
     curves_of,
     figures,
     value_of,
-    verdict,
 )
+from guerdon.recipes._study import Finding, verdict
 from guerdon.recipes.reproduce_erl_vlm import ARMS, Config, Job, carry_out, collected, jobs_of, merge, read_rows, reproduce, rows_of
 from guerdon.runs import write_json
 

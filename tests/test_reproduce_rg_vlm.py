@@ -26,8 +26,9 @@ from guerdon.evaluation.statistics import Estimate
 from guerdon.evaluation.tasks import TaskList, task_list
 from guerdon.evaluation.truth import qualities
 from guerdon.interfaces import Dataset
-from guerdon.recipes import _study, reproduce_rg_vlm
-from guerdon.recipes._rg_vlm_results import CLAIMS, TABLES, Finding, Results, figures, per_cent, value_of, verdict
+from guerdon.recipes import _study
+from guerdon.recipes._rg_vlm_results import CLAIMS, TABLES, Results, figures, per_cent, value_of
+from guerdon.recipes._study import Finding, verdict
 from guerdon.recipes.collect_babyai import Config as Collect
 from guerdon.recipes.collect_babyai import collect_babyai
 from guerdon.recipes.data import dataset_of
@@ -469,4 +470,4 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     assert Counter((each["arm"], each["seed"]) for each in rows) == {(arm, seed): 8 for arm in ("random", *SMALL_ARMS) for seed in (0, 1)}
     assert {path.name for path in written} >= {"rg-vlm.json", "rg-vlm.parquet", "rg-vlm-fixed.svg", "rg-vlm.md"}
     assert "| sparse + RG-VLM | 2 |" in page.read_text(encoding="utf-8")
-    assert reproduce_rg_vlm.machine()["python"] in page.read_text(encoding="utf-8")
+    assert _study.machine()["python"] in page.read_text(encoding="utf-8")

@@ -23,10 +23,10 @@ import numpy.typing as npt
 from guerdon.evaluation.statistics import RESAMPLES, Estimate, ReturnMatrix, interquartile_mean, mean, probability_of_improvement
 from guerdon.evaluation.statistics import estimate as estimate_of
 from guerdon.recipes import _study
+from guerdon.recipes._study import Finding, Verdict, verdict
 
 Array = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
-Verdict = Literal["holds", "does not hold", "not shown", "not measured"]
 Measure = Literal["final", "area"]
 
 METAWORLD, BABYAI = "metaworld", "babyai"
@@ -215,14 +215,6 @@ def _only(matrix: ReturnMatrix, seeds: Sequence[int], tasks: Sequence[str]) -> R
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One number that a claim rests on."""
-
-    of: str
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
 class Claim:
     """A statement, what the paper reports, and how it is looked at here."""
 
@@ -253,19 +245,6 @@ class Claim:
     def verdict(self, results: Results) -> Verdict:
         """What the intervals say."""
         return verdict(self.find(results), self.threshold)
-
-
-def verdict(found: Sequence[Finding], threshold: float) -> Verdict:
-    """What the intervals say: "holds" if all lie above the threshold, "does not hold" if one lies below it, else "not shown"; "not
-    measured" without a number."""
-    estimates = [each.estimate for each in found]
-    if not estimates or any(not math.isfinite(each.value) for each in estimates):
-        return "not measured"
-    if all(each.low is not None and each.low > threshold for each in estimates):
-        return "holds"
-    if any(each.high is not None and each.high < threshold for each in estimates):
-        return "does not hold"
-    return "not shown"
 
 
 CLAIMS: tuple[Claim, ...] = (

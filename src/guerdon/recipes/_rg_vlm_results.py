@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,11 @@ from guerdon.evaluation.statistics import (
 )
 from guerdon.evaluation.statistics import estimate as estimate_of
 from guerdon.recipes import _study
+from guerdon.recipes._study import Finding, verdict
 from guerdon.seeding import generator
 
 Array = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
-Verdict = Literal["holds", "does not hold", "not shown", "not measured"]
 
 STARTS: Mapping[str, str] = {"fixed": "recorded start", "randomised": "other start"}
 RANDOM = "random"
@@ -180,14 +180,6 @@ def _ratio_of(part: Mean, whole: Mean) -> Mean:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One number that a claim rests on."""
-
-    of: str
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
 class Claim:
     """A statement, what the paper reports, and how it is looked at here."""
 
@@ -200,19 +192,6 @@ class Claim:
     threshold: float
     """All numbers lie above it if the claim is true."""
     find: Callable[[Results], list[Finding]]
-
-
-def verdict(found: Sequence[Finding], threshold: float) -> Verdict:
-    """What the intervals say: "holds" if all lie above the threshold, "does not hold" if one lies below it, else "not shown"; "not
-    measured" without a number."""
-    estimates = [each.estimate for each in found]
-    if not estimates or any(not math.isfinite(each.value) for each in estimates):
-        return "not measured"
-    if all(each.low is not None and each.low > threshold for each in estimates):
-        return "holds"
-    if any(each.high is not None and each.high < threshold for each in estimates):
-        return "does not hold"
-    return "not shown"
 
 
 def _drops(results: Results) -> list[Finding]:

@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as arrow
 
 from guerdon.errors import RunError
 from guerdon.evaluation.statistics import RESAMPLES, Estimate
-from guerdon.runs import writing
+from guerdon.labels import write_table
+from guerdon.runs import write_json, writing
 from guerdon.seeding import generator
 
 Place = tuple[str, int]
@@ -338,3 +342,97 @@ def _drawn(name: str, points: Sequence[tuple[float, Estimate, str]], colour: str
 def _text(words: str, x: float, y: float, css: str = "", *, anchor: str = "start") -> str:
     kind = f' class="{css}"' if css else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
+
+
+# --- claims and what is written in the end ---------------------------------------------------------------------------------------------
+
+Verdict = Literal["holds", "does not hold", "not shown", "not measured"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number that a claim rests on."""
+
+    of: str
+    estimate: Estimate
+
+
+def verdict(found: Sequence[Finding], threshold: float) -> Verdict:
+    """What the intervals say: "holds" if all lie above the threshold, "does not hold" if one lies below it, else "not shown"; "not
+    measured" without a number."""
+    estimates = [each.estimate for each in found]
+    if not estimates or any(not math.isfinite(each.value) for each in estimates):
+        return "not measured"
+    if all(each.low is not None and each.low > threshold for each in estimates):
+        return "holds"
+    if any(each.high is not None and each.high < threshold for each in estimates):
+        return "does not hold"
+    return "not shown"
+
+
+def write_study(
+    out: Path,
+    stem: str,
+    record: Mapping[str, Any],
+    rows: arrow.Table,
+    *,
+    tables: Iterable[tuple[str, str]],
+    figures: Mapping[str, str],
+    page: Path | None,
+    value_of: Callable[[str], str],
+) -> list[Path]:
+    """Writes what a study found, prints its tables and fills its page.
+
+    Args:
+        out: folder of the study: OUT/STEM.json (the record), OUT/STEM.parquet (the rows) and OUT/figures/NAME.svg are written there.
+        stem: what its files are called.
+        record: with "version", "arms" and "settings" among the rest.
+        rows: the raw table.
+        tables: name and text of each.
+        figures: name -> SVG.
+        page: the page whose marks are filled; the raw table and the figures are written beside it, too. None if there is none.
+        value_of: what stands between the marks of a key.
+
+    Returns:
+        The files written.
+
+    Raises:
+        WriteFailed, RunError: as `fill_page` does.
+    """
+    made = [out / f"{stem}.json", out / f"{stem}.parquet", *([] if page is None else [page.with_suffix(".parquet")])]
+    for path in made[1:]:
+        write_table(path, rows, {name: record[name] for name in ("version", "arms", "settings")})
+    write_json(made[0], record)
+    for name, text in tables:
+        print(f"\n{name}\n\n{text}")
+    drawn = {out / "figures" / f"{name}.svg": svg for name, svg in figures.items()}
+    if page is not None:
+        drawn |= {page.parent / f"{page.stem}-{name}.svg": svg for name, svg in figures.items()}
+    for path, svg in drawn.items():
+        with writing(path) as temporary:
+            temporary.write_text(svg, encoding="utf-8")
+    if page is not None:
+        fill_page(page, value_of)
+    return [*made, *drawn, *([] if page is None else [page])]
+
+
+def machine() -> dict[str, str]:
+    """What computed it."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": f"Python {platform.python_version()}",
+        "torch": f"torch {torch.__version__}",
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"

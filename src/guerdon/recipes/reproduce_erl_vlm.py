@@ -31,15 +31,14 @@ import pyarrow as arrow
 
 from guerdon import discover
 from guerdon.errors import RunError, UnknownName, UsageError
-from guerdon.labels import read_table, write_table
+from guerdon.labels import read_table
 from guerdon.recipes import _study, online
 from guerdon.recipes._erl_vlm_results import BABYAI, DRAWER, INSTRUCTIONS, METAWORLD, TABLES, TASKS, Results, figures, value_of
 from guerdon.recipes.parallel import run_jobs
 from guerdon.recipes.progress import progress_bar
-from guerdon.recipes.reproduce_rg_vlm import machine
 from guerdon.recipes.settings import as_record
 from guerdon.records import canonical_json
-from guerdon.runs import command_line, package_version, read_json, write_json, writing
+from guerdon.runs import command_line, package_version, read_json, write_json
 
 RESULTS, ROWS, STUDY, TIMES, RUNS, STORE = "erl-vlm.json", "erl-vlm.parquet", "study.json", "seconds.jsonl", "runs", "replies.sqlite"
 WORLDS = (METAWORLD, BABYAI)
@@ -490,26 +489,13 @@ def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any]
     for line in _study.read_lines(config.out / TIMES):
         seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
     record = {
-        "version": package_version(), "machine": machine(), "seconds": seconds, "config": as_record(config), "settings": dict(settings),
+        "version": package_version(), "machine": _study.machine(), "seconds": seconds,
+        "config": as_record(config), "settings": dict(settings),
         **found,
     }  # fmt: skip
-    path, table = config.out / RESULTS, config.out / ROWS
-    columns = {name: [row[name] for row in rows] for name in _SCHEMA.names}
-    write_table(
-        table, arrow.table(columns, schema=_SCHEMA), {"version": record["version"], "arms": record["arms"], "settings": dict(settings)}
-    )
-    write_json(path, record)
-    results = Results(record, rows)
-    for name, give in TABLES.items():
-        print(f"\n{name}\n\n{give(results)}")
-    drawn = {config.out / "figures" / f"{name}.svg": svg for name, svg in figures(results).items()}
-    if config.page is not None:
-        drawn |= {config.page.parent / f"{config.page.stem}-{file.stem}.svg": svg for file, svg in drawn.items()}
-    for file, svg in drawn.items():
-        with writing(file) as temporary:
-            temporary.write_text(svg, encoding="utf-8")
-    written = [path, table, *drawn]
-    if config.page is not None:
-        _study.fill_page(config.page, lambda key: value_of(key, results))
-        written.append(config.page)
-    return written
+    results, columns = Results(record, rows), {name: [row[name] for row in rows] for name in _SCHEMA.names}
+    return _study.write_study(
+        config.out, "erl-vlm", record, arrow.table(columns, schema=_SCHEMA),
+        tables=((name, give(results)) for name, give in TABLES.items()), figures=figures(results), page=config.page,
+        value_of=lambda key: value_of(key, results),
+    )  # fmt: skip

@@ -18,8 +18,6 @@ is kept: a killed study goes on, and more arms or more seeds add to what is ther
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +36,7 @@ from guerdon.datasets.minari import RecordedEpisode, write_minari
 from guerdon.errors import DatasetError, RunError, UnknownName, UsageError
 from guerdon.evaluation.raters import measure
 from guerdon.interfaces import Dataset
-from guerdon.labels import read_table, write_table
+from guerdon.labels import read_table
 from guerdon.providers.scripted import Scripted, sign_of
 from guerdon.recipes import _study
 from guerdon.recipes._rg_vlm_results import RANDOM, TABLES, Results, figures, value_of
@@ -54,7 +52,7 @@ from guerdon.recipes.train import Config as TrainConfig
 from guerdon.recipes.train import jobs_of, train_jobs
 from guerdon.records import Annotation, canonical_json
 from guerdon.rewards.compose import names_in
-from guerdon.runs import Run, command_line, package_version, read_json, write_json, writing
+from guerdon.runs import Run, command_line, package_version, read_json, write_json
 
 RESULTS, ROWS, STUDY, TIMES = "rg-vlm.json", "rg-vlm.parquet", "study.json", "seconds.jsonl"
 EPISODES = Literal["chains", "skills"]
@@ -689,50 +687,13 @@ def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any]
     for line in _study.read_lines(config.out / TIMES):
         seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
     record = {
-        "version": package_version(), "command": command_line(), "machine": machine(), "seconds": seconds, "config": as_record(config),
+        "version": package_version(), "command": command_line(), "machine": _study.machine(), "seconds": seconds,
+        "config": as_record(config),
         "settings": dict(settings), "tasks": len({row["task"] for row in rows if row["start"] == "fixed"}), "episodes": len(dataset),
         "transitions": sum(info.length for info in dataset.episodes()), **found,
     }  # fmt: skip
-    path, table = config.out / RESULTS, config.out / ROWS
-    tables = [table, *([] if config.page is None else [config.page.with_suffix(".parquet")])]
-    columns = {name: [row[name] for row in rows] for name in _SCHEMA.names}
-    about = {"version": record["version"], "arms": record["arms"], "settings": dict(settings)}
-    for each in tables:
-        write_table(each, arrow.table(columns, schema=_SCHEMA), about)
-    write_json(path, record)
-    results = Results(record, rows)
-    for name, give in TABLES.items():
-        print(f"\n{name}\n\n{give(results)}")
-    drawn = {config.out / "figures" / f"{name}.svg": svg for name, svg in figures(results).items()}
-    if config.page is not None:
-        drawn |= {config.page.parent / f"{config.page.stem}-{file.stem}.svg": svg for file, svg in drawn.items()}
-    for file, svg in drawn.items():
-        with writing(file) as temporary:
-            temporary.write_text(svg, encoding="utf-8")
-    written = [path, *tables, *drawn]
-    if config.page is not None:
-        _study.fill_page(config.page, lambda key: value_of(key, results))
-        written.append(config.page)
-    return written
-
-
-def machine() -> dict[str, str]:
-    """What computed it."""
-    import torch
-
-    return {
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": f"Python {platform.python_version()}",
-        "torch": f"torch {torch.__version__}",
-    }
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
+    results, columns = Results(record, rows), {name: [row[name] for row in rows] for name in _SCHEMA.names}
+    return _study.write_study(
+        config.out, "rg-vlm", record, arrow.table(columns, schema=_SCHEMA), tables=((name, give(results)) for name, give in TABLES.items()),
+        figures=figures(results), page=config.page, value_of=lambda key: value_of(key, results),
+    )  # fmt: skip
