@@ -59,7 +59,7 @@ from guerdon.seeding import generator, stream_seed
 from guerdon.training import online_episodes
 from guerdon.training.offline import use_one_thread
 from guerdon.training.online_episodes import EpisodeBuffer, EpisodeDataset, OnlineEpisodes, Rewarded, Rewards, World
-from guerdon.training.online_records import EVALUATIONS, METRICS, begin_or_go_on, read_lines
+from guerdon.training.online_records import EVALUATIONS, METRICS, alone, begin_or_go_on, read_lines
 
 DEMONSTRATIONS, FEEDBACK, TASKS = "demonstrations", "feedback", "tasks.json"
 METHODS = ("erl-vlm", "vanilla", "rl-vlm-f", "true", "sparse")
@@ -238,15 +238,16 @@ def online_babyai(config: Config) -> Learned:
     if config.asks:
         feedback.require_askable(config.feedback(), provenance(config.level))
     begin_or_go_on(config.out, asked)
-    if (config.out / MANIFEST).is_file():
-        return Learned(config.out, read_json(config.out / MANIFEST)["results"], kept=True)
-    dataset = _demonstrated(config)
-    world = BabyAITasks(dataset, _frozen_tasks(config, dataset), config.view, other_starts=config.other_starts, slots=config.slots)
-    run = OnlineEpisodes(world, _rewards(config, world), config.loop, config.learning(), seed=config.seed, out=config.out)
-    with progress_bar(f"learning from {config.method}", quiet=config.quiet) as progress:
-        run.run(progress)
-    results = _results(config)
-    write_json(config.out / MANIFEST, Manifest(asked, {}, results).to_record())
+    with alone(config.out):
+        if (config.out / MANIFEST).is_file():
+            return Learned(config.out, read_json(config.out / MANIFEST)["results"], kept=True)
+        dataset = _demonstrated(config)
+        world = BabyAITasks(dataset, _frozen_tasks(config, dataset), config.view, other_starts=config.other_starts, slots=config.slots)
+        run = OnlineEpisodes(world, _rewards(config, world), config.loop, config.learning(), seed=config.seed, out=config.out)
+        with progress_bar(f"learning from {config.method}", quiet=config.quiet) as progress:
+            run.run(progress)
+        results = _results(config)
+        write_json(config.out / MANIFEST, Manifest(asked, {}, results).to_record())
     return Learned(config.out, results, kept=False)
 
 

@@ -336,7 +336,7 @@ def _fitting(arm: Arm, shared: Mapping[str, Any]) -> Any:
 
 def carry_out(job: Job, progress: Callable[[int, int], object]) -> Path:
     """Carries a run out, or the rest of it; returns its folder."""
-    from guerdon.training.online_records import METRICS, alone, read_lines
+    from guerdon.training.online_records import METRICS, read_lines
 
     out: Path = job.settings.out
     counted = "step" if job.world == METAWORLD else "round"
@@ -350,9 +350,7 @@ def carry_out(job: Job, progress: Callable[[int, int], object]) -> Path:
             return online.online.of(job.settings).path
         from guerdon.recipes.online_babyai import online_babyai
 
-        out.mkdir(parents=True, exist_ok=True)
-        with alone(out):
-            return online_babyai.of(job.settings).path
+        return online_babyai.of(job.settings).path
 
 
 _SECONDS_BETWEEN_REPORTS = 2.0
