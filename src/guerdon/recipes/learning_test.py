@@ -11,8 +11,8 @@ It collects the data, trains both policies with the package's own loop and netwo
 It prints a table and ends with exit status 0 only if implicit Q-learning completes at least 95 % of the tasks and its ways are shorter
 than those of imitation. It takes some minutes on one core, and needs neither a simulator nor a network connection. Nothing is kept.
 
-Rewards: 0.1 for each step by which an action shortens the way (negative if it lengthens it), and 1 for reaching the disc. Lengths of ways
-are in actions.
+Rewards: 0.1 for each step by which an action shortens the way (negative if it lengthens it), and 1 for reaching the disc. They say of each
+action what it is worth, so the discount is the one for such rewards, 0.8. Lengths of ways are in actions.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ TILE = 8
 ACTIONS = ("left", "right", "forward")
 COLOURS: Mapping[str, tuple[int, int, int]] = {"red": (220, 30, 30), "blue": (40, 60, 230)}
 WORDINGS = ("go to the {} disc", "walk to the {} one", "find the {} disc", "the {} disc is where you should be")
+DISCOUNT = 0.8
 AHEAD = ((1, 0), (0, 1), (-1, 0), (0, -1))
 """East, south, west, north, as (column, row)."""
 
@@ -254,6 +255,8 @@ def measure(policy: Actor, rooms: Sequence[Room]) -> Outcome:
 
 def run(*, episodes: int = 1000, updates: int = 800, seed: int = 0) -> dict[str, Outcome]:
     """Trains both policies, measures them and the demonstrations, and prints a line for each as it is done."""
+    from guerdon.algorithms.bc import BC
+    from guerdon.algorithms.iql import IQL
     from guerdon.training.offline import Config, train
     from guerdon.training.policy import load_policy
     from guerdon.transitions import Transitions
@@ -266,10 +269,10 @@ def run(*, episodes: int = 1000, updates: int = 800, seed: int = 0) -> dict[str,
     print(f"{len(recording)} demonstrations, {len(transitions)} transitions, {len(rooms)} new tasks\n")
     print("              completed   way / shortest   seconds of training")
     print(f"{'recorded':12}{1.0:11.3f}{outcomes['recorded'].detour:17.2f}", flush=True)
-    for name in ("bc", "iql"):
+    for name, config in {"bc": BC.Config(), "iql": IQL.Config(discount=DISCOUNT)}.items():
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            path = train(transitions, name, updates=updates, seed=seed, out=Path(folder) / name, loop=Config(sequences=16))
+            path = train(transitions, name, config, updates=updates, seed=seed, out=Path(folder) / name, loop=Config(sequences=16))
             seconds = time.monotonic() - began
             outcomes[name] = measure(load_policy(path), rooms)
         print(f"{name:12}{outcomes[name].completed:11.3f}{outcomes[name].detour:17.2f}{seconds:17.0f}", flush=True)
