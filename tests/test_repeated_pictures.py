@@ -221,11 +221,15 @@ def metrics(make: Callable[[Transitions], Any], data: Transitions) -> list[dict[
     return [{name: float(value) for name, value in algorithm.update(sampler.draw()).items()} for _ in range(6)]
 
 
-@pytest.mark.parametrize("name", ["iql", "bc"])
-def test_several_updates_are_those_of_the_plain_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "settings"),
+    [(IQL, {"critic_share": 0.3}), (IQL, {}), (BC, {})],
+    ids=["iql", "iql with its usual share", "bc"],
+)
+def test_several_updates_are_those_of_the_plain_way(chosen: Any, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     def make(data: Transitions) -> Any:
-        chosen: Any = IQL if name == "iql" else BC
-        return chosen(data, chosen.Config(network=config(), **({"critic_share": 0.3} if name == "iql" else {})), seed=0, updates=50)
+        # Of another seed's units one lies within rounding of its kink at the fourth update, and the two ways part there.
+        return chosen(data, chosen.Config(network=config(), **settings), seed=1, updates=50)
 
     ours = metrics(make, transitions())
     monkeypatch.setattr(Trunk, "forward", plain_forward)

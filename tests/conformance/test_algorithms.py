@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from guerdon import discover
 from guerdon.interfaces import Algorithm
@@ -19,6 +16,7 @@ from guerdon.seeding import generator
 from guerdon.transitions import Batch, Chunk, Sampler, Transitions, collate
 from tests.memory import MemoryDataset, MemoryEpisode
 from tests.point import PointData
+from tests.states import differing, tensors
 
 NAMES = [name for name in discover.names("algorithms") if issubclass(discover.load("algorithms", name), Algorithm)]
 """Those that learn while acting are in test_online_algorithms.py."""
@@ -48,20 +46,6 @@ def build(name: str, data: Transitions, *, seed: int = 0, updates: int = 200) ->
     chosen = discover.load("algorithms", name)
     algorithm: Algorithm = chosen(data, chosen.Config(), seed=seed, updates=updates)
     return algorithm
-
-
-def tensors(state: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            yield above + name, value.clone()
-        else:
-            yield from tensors(value, f"{above}{name}/")
-
-
-def differing(first: Algorithm, second: Algorithm) -> list[str]:
-    ours, theirs = dict(tensors(first.state())), dict(tensors(second.state()))
-    assert ours.keys() == theirs.keys()
-    return [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
 def whole(data: Transitions) -> Batch:

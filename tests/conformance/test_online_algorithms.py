@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from guerdon import discover
 from guerdon.interfaces import OnlineAlgorithm
 from guerdon.replay_buffer import Experience
 from guerdon.seeding import generator
+from tests.states import differing, tensors
 
 NAMES = [name for name in discover.names("algorithms") if issubclass(discover.load("algorithms", name), OnlineAlgorithm)]
 over_all = pytest.mark.parametrize("name", NAMES)
@@ -41,20 +40,6 @@ def experience(number: int, count: int = 32) -> Experience:
 
 def states(number: int, count: int = 5) -> np.ndarray[Any, Any]:
     return generator(number, "states").standard_normal((count, STATES), dtype=np.float32)
-
-
-def tensors(state: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            yield above + name, value.clone()
-        else:
-            yield from tensors(value, f"{above}{name}/")
-
-
-def differing(first: OnlineAlgorithm, second: OnlineAlgorithm) -> list[str]:
-    ours, theirs = dict(tensors(first.state())), dict(tensors(second.state()))
-    assert ours.keys() == theirs.keys()
-    return [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
 def test_there_are_algorithms() -> None:

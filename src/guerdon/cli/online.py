@@ -33,17 +33,7 @@ def _in_metaworld(method: str, arguments: Sequence[str]) -> online.Learned:
     settings_of = discover.load("algorithms", algorithm).Config
     from guerdon.training import online as loop  # after the line above, which names the extra if torch is not installed
 
-    own = _raters(method, arguments)
-    sections: dict[str, type] = {"_settings": online.Config, "_loop": loop.Config, algorithm: settings_of}
-    parsed = parse("online", __doc__ or "", sections | _fitting(method) | own, arguments)
-    config: online.Config = replace(
-        parsed["_settings"],
-        loop=parsed["_loop"],
-        algorithm_settings=parsed[algorithm],
-        fitting=parsed.get("fitting"),
-        rater_settings=label.chosen_settings({name: parsed[name] for name in own}),
-    )
-    return online.online.of(config)
+    return online.online.of(_config(method, arguments, online.Config, loop.Config, algorithm, settings_of))
 
 
 def _in_babyai(method: str, arguments: Sequence[str]) -> online.Learned:
@@ -51,17 +41,22 @@ def _in_babyai(method: str, arguments: Sequence[str]) -> online.Learned:
     from guerdon.recipes import online_babyai
     from guerdon.training import online_episodes
 
+    config = _config(method, arguments, online_babyai.Config, online_episodes.Config, "iql", online_babyai.Learning)
+    return online_babyai.online_babyai.of(config)
+
+
+def _config(method: str, arguments: Sequence[str], settings: type, loop: type, algorithm: str, learning: type) -> Any:
+    """The settings of a world's recipe with those of the loop, the algorithm, the reward model and the raters."""
     own = _raters(method, arguments)
-    sections: dict[str, type] = {"_settings": online_babyai.Config, "_loop": online_episodes.Config, "iql": online_babyai.Learning}
+    sections: dict[str, type] = {"_settings": settings, "_loop": loop, algorithm: learning}
     parsed = parse("online", __doc__ or "", sections | _fitting(method) | own, arguments)
-    config: online_babyai.Config = replace(
+    return replace(
         parsed["_settings"],
         loop=parsed["_loop"],
-        algorithm_settings=parsed["iql"],
+        algorithm_settings=parsed[algorithm],
         fitting=parsed.get("fitting"),
         rater_settings=label.chosen_settings({name: parsed[name] for name in own}),
     )
-    return online_babyai.online_babyai.of(config)
 
 
 def _fitting(method: str) -> dict[str, type]:

@@ -15,7 +15,9 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -71,6 +73,25 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         stream.seek(content.rfind(b"\n") + 1)
         stream.truncate()
         stream.write(line)
+
+
+@contextmanager
+def timed(path: Path, stage: str) -> Iterator[None]:
+    """Adds to a file how long a part of a study took, also if it was interrupted."""
+    print(f"[{stage}]", flush=True)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        append_line(path, {"stage": stage, "seconds": time.monotonic() - began})
+
+
+def seconds_of(path: Path) -> dict[str, float]:
+    """How long each part took in all, by what `timed` wrote."""
+    seconds: dict[str, float] = {}
+    for line in read_lines(path):
+        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+    return seconds
 
 
 # --- intervals ----------------------------------------------------------------------------------------------------------------------
@@ -188,7 +209,6 @@ def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str
     numbers = [n for line in drawn for e in line.values for n in (e.value, e.low, e.high) if n is not None and math.isfinite(n)]
     ticks = _ticks(numbers)
     low, high = ticks[0], ticks[-1]
-    legend = 18.0 * len(drawn) + 4
     floor = _HEIGHT - _BOTTOM
     scale = (floor - _TOP) / (high - low)
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(places), 1)
@@ -201,10 +221,7 @@ def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str
         y = _HEIGHT + 8 + 18 * number
         marks.append(f'<line x1="{_LEFT}" x2="{_LEFT + 22}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>')
         marks.append(_text(line.name, _LEFT + 30, y + 4))
-    body = "\n".join(marks)
-    size = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT + legend:g}" width="{_WIDTH:g}" height="{_HEIGHT + legend:g}"'
-    head = f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
+    return _svg(title, marks, len(drawn))
 
 
 def curves(title: str, points: Sequence[float], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
@@ -239,10 +256,14 @@ def curves(title: str, points: Sequence[float], drawn: Sequence[Line], *, axis: 
         y = _HEIGHT + 8 + 18 * number
         marks.append(f'<line x1="{_LEFT}" x2="{_LEFT + 22}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"{dashes}/>')
         marks.append(_text(line.name, _LEFT + 30, y + 4))
-    body = "\n".join(marks)
-    height = _HEIGHT + 18.0 * len(drawn) + 4
+    return _svg(title, marks, len(drawn))
+
+
+def _svg(title: str, marks: Sequence[str], series: int, style: str = "") -> str:
+    """A figure of `marks` with room for the legend of so many series."""
+    height = _HEIGHT + 18.0 * series + 4
     size = f'viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}" height="{height:g}"'
-    head = f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    head, body = f"<title>{escape(title)}</title><style>{_STYLE}{style}</style>", "\n".join(marks)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
 
 
@@ -283,11 +304,7 @@ def bars(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str,
         y = _HEIGHT + 8 + 18 * number
         marks.append(f'<rect x="{_LEFT}" y="{y - 6}" width="22" height="10" fill="{colour}"/>')
         marks.append(_text(line.name, _LEFT + 30, y + 4))
-    body = "\n".join(marks)
-    height = _HEIGHT + 18.0 * len(drawn) + 4
-    size = f'viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}" height="{height:g}"'
-    head = f"<title>{escape(title)}</title><style>{_STYLE}{_WHISKER_STYLE}</style>"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{head}\n{body}\n</svg>\n'
+    return _svg(title, marks, len(drawn), _WHISKER_STYLE)
 
 
 def _bar(found: Estimate, middle: float, width: float, colour: str, height_of: Callable[[float], float], tip: str) -> list[str]:
@@ -371,9 +388,9 @@ def verdict(found: Sequence[Finding], threshold: float) -> Verdict:
 
 
 def write_study(
-    out: Path,
-    stem: str,
+    record_path: Path,
     record: Mapping[str, Any],
+    rows_path: Path,
     rows: arrow.Table,
     *,
     tables: Iterable[tuple[str, str]],
@@ -384,10 +401,9 @@ def write_study(
     """Writes what a study found, prints its tables and fills its page.
 
     Args:
-        out: folder of the study: OUT/STEM.json (the record), OUT/STEM.parquet (the rows) and OUT/figures/NAME.svg are written there.
-        stem: what its files are called.
+        record_path: in the folder of the study, which also gets figures/NAME.svg.
         record: with "version", "arms" and "settings" among the rest.
-        rows: the raw table.
+        rows_path, rows: the raw table.
         tables: name and text of each.
         figures: name -> SVG.
         page: the page whose marks are filled; the raw table and the figures are written beside it, too. None if there is none.
@@ -399,13 +415,13 @@ def write_study(
     Raises:
         WriteFailed, RunError: as `fill_page` does.
     """
-    made = [out / f"{stem}.json", out / f"{stem}.parquet", *([] if page is None else [page.with_suffix(".parquet")])]
-    for path in made[1:]:
+    tables_made = [rows_path, *([] if page is None else [page.with_suffix(".parquet")])]
+    for path in tables_made:
         write_table(path, rows, {name: record[name] for name in ("version", "arms", "settings")})
-    write_json(made[0], record)
+    write_json(record_path, record)
     for name, text in tables:
         print(f"\n{name}\n\n{text}")
-    drawn = {out / "figures" / f"{name}.svg": svg for name, svg in figures.items()}
+    drawn = {record_path.parent / "figures" / f"{name}.svg": svg for name, svg in figures.items()}
     if page is not None:
         drawn |= {page.parent / f"{page.stem}-{name}.svg": svg for name, svg in figures.items()}
     for path, svg in drawn.items():
@@ -413,7 +429,7 @@ def write_study(
             temporary.write_text(svg, encoding="utf-8")
     if page is not None:
         fill_page(page, value_of)
-    return [*made, *drawn, *([] if page is None else [page])]
+    return [record_path, *tables_made, *drawn, *([] if page is None else [page])]
 
 
 def machine() -> dict[str, str]:

@@ -295,7 +295,7 @@ def online(config: Config) -> Learned:
     """
     config = decided(config)
     asked = settings_of(config)
-    if source_of(config.method).kind is not None:
+    if source_of(config.method).kind is not None and not (config.out / MANIFEST).is_file():
         _require_askable(config)
     from guerdon.training.offline import use_one_thread
     from guerdon.training.online_records import alone, begin_or_go_on

@@ -235,7 +235,7 @@ def online_babyai(config: Config) -> Learned:
     """
     use_one_thread()
     asked = config.decisive()
-    if config.asks:
+    if config.asks and not (config.out / MANIFEST).is_file():
         feedback.require_askable(config.feedback(), provenance(config.level))
     begin_or_go_on(config.out, asked)
     with alone(config.out):

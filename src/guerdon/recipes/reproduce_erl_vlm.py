@@ -20,7 +20,6 @@ from __future__ import annotations
 import _thread
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -217,9 +216,9 @@ def reproduce(config: Config) -> list[Path]:
     """
     jobs = jobs_of(config)
     settings = _begin(config)
-    with _timed(config, "learning"), progress_bar(f"{len(jobs)} runs", quiet=config.quiet, share=True) as progress:
+    with _study.timed(config.out / TIMES, "learning"), progress_bar(f"{len(jobs)} runs", quiet=config.quiet, share=True) as progress:
         run_jobs(carry_out, jobs, workers=config.jobs, progress=progress)
-    with _timed(config, "collecting"):
+    with _study.timed(config.out / TIMES, "collecting"):
         record, rows = _merged(config, *collected(config.out))
     return _write(config, settings, record, rows)
 
@@ -239,17 +238,6 @@ def _begin(config: Config) -> dict[str, Any]:
     if not asked.keys() <= begun.keys():
         write_json(path, {**begun, **asked})
     return {**begun, **asked}
-
-
-@contextmanager
-def _timed(config: Config, stage: str) -> Iterator[None]:
-    """Writes down how long a part took, also if it was interrupted."""
-    print(f"[{stage}]", flush=True)
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        _study.append_line(config.out / TIMES, {"stage": stage, "seconds": time.monotonic() - began})
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------------------------
@@ -483,17 +471,14 @@ def _merged(config: Config, runs: list[dict[str, Any]], rows: list[dict[str, Any
 
 def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[Path]:
     """Writes record, rows, figures and page, and prints the tables."""
-    seconds: dict[str, float] = {}
-    for line in _study.read_lines(config.out / TIMES):
-        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
     record = {
-        "version": package_version(), "machine": _study.machine(), "seconds": seconds,
+        "version": package_version(), "machine": _study.machine(), "seconds": _study.seconds_of(config.out / TIMES),
         "config": as_record(config), "settings": dict(settings),
         **found,
     }  # fmt: skip
     results, columns = Results(record, rows), {name: [row[name] for row in rows] for name in _SCHEMA.names}
     return _study.write_study(
-        config.out, "erl-vlm", record, arrow.table(columns, schema=_SCHEMA),
+        config.out / RESULTS, record, config.out / ROWS, arrow.table(columns, schema=_SCHEMA),
         tables=((name, give(results)) for name, give in TABLES.items()), figures=figures(results), page=config.page,
         value_of=lambda key: value_of(key, results),
     )  # fmt: skip

@@ -18,9 +18,7 @@ is kept: a killed study goes on, and more arms or more seeds add to what is ther
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -277,15 +275,15 @@ def reproduce(config: Config) -> list[Path]:
         RewardError, DatasetError, UsageError, and what the commands raise that it is made of: each says what to do.
     """
     settings = _begin(config)
-    with _timed(config, "recording"):
+    with _study.timed(config.out / TIMES, "recording"):
         record_data(config)
-    with _timed(config, "labels"):
+    with _study.timed(config.out / TIMES, "labels"):
         qualities = _labels(config)
-    with _timed(config, "rewards"):
+    with _study.timed(config.out / TIMES, "rewards"):
         rewards = _rewards(config)
-    with _timed(config, "training"):
+    with _study.timed(config.out / TIMES, "training"):
         training = _train(config)
-    with _timed(config, "evaluation"):
+    with _study.timed(config.out / TIMES, "evaluation"):
         rows = _evaluate(config)
     found = _merged(config, {"labels": qualities, "rewards": rewards, "training": training}, rows)
     return _write(config, settings, *found)
@@ -303,17 +301,6 @@ def _begin(config: Config) -> dict[str, Any]:
             what = f"this study was begun with {name} {canonical_json(begun.get(name))}, not {canonical_json(value)}"
             raise RunError(what, where=str(config.out), cure="Give the same settings again, or begin another study: --out FOLDER")
     return asked
-
-
-@contextmanager
-def _timed(config: Config, stage: str) -> Iterator[None]:
-    """Writes down how long a part took, also if it was interrupted."""
-    print(f"[{stage}]", flush=True)
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        _study.append_line(config.out / TIMES, {"stage": stage, "seconds": time.monotonic() - began})
 
 
 def _needed(config: Config) -> list[EPISODES]:
@@ -683,17 +670,16 @@ def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any]
     """Writes record, rows, figures and page, and prints the tables."""
     run = Run.open(config.run("chains"))
     dataset = dataset_of(run)
-    seconds: dict[str, float] = {}
-    for line in _study.read_lines(config.out / TIMES):
-        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
     record = {
-        "version": package_version(), "command": command_line(), "machine": _study.machine(), "seconds": seconds,
+        "version": package_version(), "command": command_line(), "machine": _study.machine(),
+        "seconds": _study.seconds_of(config.out / TIMES),
         "config": as_record(config),
         "settings": dict(settings), "tasks": len({row["task"] for row in rows if row["start"] == "fixed"}), "episodes": len(dataset),
         "transitions": sum(info.length for info in dataset.episodes()), **found,
     }  # fmt: skip
     results, columns = Results(record, rows), {name: [row[name] for row in rows] for name in _SCHEMA.names}
     return _study.write_study(
-        config.out, "rg-vlm", record, arrow.table(columns, schema=_SCHEMA), tables=((name, give(results)) for name, give in TABLES.items()),
+        config.out / RESULTS, record, config.out / ROWS, arrow.table(columns, schema=_SCHEMA),
+        tables=((name, give(results)) for name, give in TABLES.items()),
         figures=figures(results), page=config.page, value_of=lambda key: value_of(key, results),
     )  # fmt: skip
