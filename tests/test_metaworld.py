@@ -148,6 +148,8 @@ def test_a_randomised_start_is_the_same_task_elsewhere() -> None:
         ({"name": "no-such-v3"}, "damaged"),
         ({"wording": 99}, "damaged"),
         ({"hold": 0}, "damaged"),
+        ({"repeat": 0}, "damaged"),
+        ({"repeat": 1.5}, "damaged"),
         ({"size": None}, "damaged"),
         ({"positions": None}, "damaged"),
         ({"wording": 1}, "its instruction"),
@@ -199,6 +201,35 @@ def test_exactly_so_many_successful_steps_end_a_task() -> None:
         if step.terminated:
             break
     assert flags[-8:] == [False] + [True] * 7
+
+
+def test_an_action_that_lasts_is_that_action_again_and_again() -> None:
+    chosen, lasting, single = random_actions(4), MetaWorld(()), MetaWorld(())
+    lasting.reset(task_of(repeat=3))
+    single.reset(task_of())
+    for action in chosen:
+        step, singles = lasting.step(action), [single.step(action) for _ in range(3)]
+        np.testing.assert_array_equal(step.observation.vectors[STATE], singles[-1].observation.vectors[STATE])
+        assert step.reward == pytest.approx(sum(each.reward for each in singles) / 3)
+    for _ in range(162):  # with the four above: 498 steps of the simulator
+        lasting.step(STILL)
+    with pytest.raises(EnvironmentFailed, match="ends after 500 steps") as refused:
+        lasting.step(STILL)
+    assert "at most 166" in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore:Constant")
+def test_an_action_that_lasts_ends_with_its_task() -> None:
+    once = demonstrate(MetaWorld(()), task_of())
+    thrice = demonstrate(MetaWorld(()), task_of(repeat=3))
+    assert thrice[-1].terminated
+    assert len(thrice) < len(once) / 2
+
+
+def test_a_task_of_single_steps_is_written_down_as_ever() -> None:
+    assert "repeat" not in task_of().spec
+    assert task_of(repeat=1) == task_of()
+    assert task_of(repeat=2).spec["repeat"] == 2
 
 
 def test_actions_are_clipped() -> None:

@@ -526,7 +526,13 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for wrong in ({"error_rate": 2.0}, {"segment": 501}, {"teacher": "mistake", "vlm": ("google:x",)}, {"levels": 1}, {"max_cost": -1.0}):
         with pytest.raises(UsageError):
             config(**wrong)
-    for wrong in ({"task": "open-sesame"}, {"views": ("moon",)}, {"episode_steps": 501}, {"algorithm": "bc"}):
+    for wrong in (
+        {"task": "open-sesame"},
+        {"views": ("moon",)},
+        {"episode_steps": 501},
+        {"episode_steps": 126, "repeat": 4},
+        {"algorithm": "bc"},
+    ):
         with pytest.raises(UsageError):
             recipe.decided(config(**wrong))
 

@@ -14,6 +14,7 @@ A task's `spec` (JSON-ready):
     wording     index of the instruction's words
     hold        steps in a row that success has to last
     size        height and width of pictures in pixels
+    repeat      steps of the simulator that an action lasts; left out if it is one
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class _Spec:
     wording: int
     hold: int = HOLD
     size: int = SIZE
+    repeat: int = 1
 
     @classmethod
     def read(cls, task: Task) -> _Spec:
@@ -66,9 +68,10 @@ class _Spec:
         try:
             spec = task.spec
             seed, wording, hold, size = (operator.index(spec[key]) for key in ("seed", "wording", "hold", "size"))
-            read = cls(str(spec["name"]), seed, tuple(float(value) for value in spec["positions"]), wording, hold, size)
-            if min(seed, wording, hold - 1, size - 1) < 0:
-                raise ValueError(f"one of {seed=}, {wording=}, {hold=}, {size=} is too small")
+            repeat = operator.index(spec.get("repeat", 1))
+            read = cls(str(spec["name"]), seed, tuple(float(value) for value in spec["positions"]), wording, hold, size, repeat)
+            if min(seed, wording, hold - 1, size - 1, repeat - 1) < 0:
+                raise ValueError(f"one of {seed=}, {wording=}, {hold=}, {size=}, {repeat=} is too small")
             says = WORDINGS[read.name][wording]
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             what = f"the task's spec is damaged ({type(error).__name__}: {error})"
@@ -79,7 +82,10 @@ class _Spec:
         return read
 
     def to_record(self) -> dict[str, Any]:
-        return {**asdict(self), "positions": list(self.positions)}
+        record = {**asdict(self), "positions": list(self.positions)}
+        if self.repeat == 1:
+            del record["repeat"]  # as in tasks that were written down before actions could last
+        return record
 
 
 class MetaWorld(Environment):
@@ -123,15 +129,19 @@ class MetaWorld(Environment):
         if self._world is None or self._spec is None or self._lasted >= self._spec.hold:
             state = "no task has begun" if self._spec is None else "the task is completed"
             raise EnvironmentFailed(f"cannot step: {state}", cure="Call reset with a task first.")
-        if self._steps >= LONGEST:
-            cure = f"Give tasks a step limit of at most {LONGEST}."
+        repeat, checked = self._spec.repeat, _checked(action)
+        if self._steps + repeat > LONGEST:
+            cure = f"Give tasks a step limit of at most {LONGEST // repeat}."
             raise EnvironmentFailed(f"cannot step: the simulator ends after {LONGEST} steps", cure=cure)
-        outcome = self._world.step(_checked(action))
-        self._steps += 1
-        self._lasted = self._lasted + 1 if outcome.success else 0
+        rewards: list[float] = []
+        while len(rewards) < repeat and self._lasted < self._spec.hold:
+            outcome = self._world.step(checked)
+            rewards.append(outcome.reward)
+            self._steps += 1
+            self._lasted = self._lasted + 1 if outcome.success else 0
         done = self._lasted >= self._spec.hold
         seen = Observation(self._world.draw(self.views, self._spec.size), {STATE: outcome.state})
-        return Step(seen, float(done), done, outcome.reward)
+        return Step(seen, float(done), done, sum(rewards) / len(rewards))
 
     @property
     def success(self) -> bool:
@@ -190,8 +200,17 @@ def positions(name: str, seed: int) -> tuple[float, ...]:
     return world.positions
 
 
-def new_task(name: str, seed: int, *, step_limit: int, wording: int = 0, hold: int = HOLD, size: int = SIZE) -> Task:
+def new_task(name: str, seed: int, *, step_limit: int, wording: int = 0, hold: int = HOLD, size: int = SIZE, repeat: int = 1) -> Task:
     """The task that a seed (below 2^31) gives.
+
+    Args:
+        name: of the simulator's task.
+        seed: of the places.
+        step_limit: in actions.
+        wording: index of the instruction's words.
+        hold: steps of the simulator in a row that success has to last.
+        size: height and width of pictures in pixels.
+        repeat: steps of the simulator that an action lasts; its reward is their mean.
 
     Raises:
         UnknownName: if there is no such task.
@@ -205,7 +224,7 @@ def new_task(name: str, seed: int, *, step_limit: int, wording: int = 0, hold: i
         length=1,
         start="fixed",
         step_limit=step_limit,
-        spec=_Spec(name, seed, positions(name, seed), wording, hold, size).to_record(),
+        spec=_Spec(name, seed, positions(name, seed), wording, hold, size, repeat).to_record(),
     )
 
 

@@ -83,8 +83,10 @@ class Config:
     """Seed of everything."""
     episode_steps: int = 500
     """Steps of an episode."""
+    repeat: int = 1
+    """Steps of the simulator that an action lasts. All other steps are counted in actions; a step's reward is the mean."""
     hold: int | None = None
-    """Steps in a row that success has to last for an episode to end early; without it episodes never do."""
+    """Steps of the simulator in a row that success has to last for an episode to end early; without it episodes never do."""
     evaluation_tasks: int = 10
     """Tasks in an evaluation, always the same ones; none of them is learned on."""
     algorithm: str = "sac"
@@ -155,8 +157,8 @@ class Config:
     def __post_init__(self) -> None:
         source_of(self.method)
         for name, least in (
-            ("episode_steps", 1), ("hold", 1), ("evaluation_tasks", 0), ("levels", 2), ("segment", 1), ("queries", 1), ("budget", 1),
-            ("size", 1), ("videos", 0), ("concurrency", 1), ("seed", 0),
+            ("episode_steps", 1), ("repeat", 1), ("hold", 1), ("evaluation_tasks", 0), ("levels", 2), ("segment", 1), ("queries", 1),
+            ("budget", 1), ("size", 1), ("videos", 0), ("concurrency", 1), ("seed", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
@@ -336,8 +338,9 @@ def decided(config: Config) -> Config:
             raise UnknownName("Meta-World view", view, VIEWS)
     if config.task not in NAMES:
         raise UnknownName("Meta-World task", config.task, NAMES)
-    if not 1 <= config.episode_steps <= LONGEST:
-        raise UsageError(f"the simulator ends after {LONGEST} steps, an episode cannot have {config.episode_steps}")
+    if config.episode_steps * config.repeat > LONGEST:
+        each = "" if config.repeat == 1 else f" of {config.repeat} each"
+        raise UsageError(f"the simulator ends after {LONGEST} steps, an episode cannot have {config.episode_steps}{each}")
     source = source_of(config.method)
     algorithm = discover.load("algorithms", config.algorithm)
     if not issubclass(algorithm, OnlineAlgorithm):
@@ -375,15 +378,17 @@ def world_of(config: Config) -> World:
     from guerdon.envs.metaworld import MOST_REWARD, STATE, MetaWorld, new_task
     from guerdon.training.online import World
 
-    never = config.episode_steps + 1
+    never = config.episode_steps * config.repeat + 1
 
     def task(number: int) -> Task:
         seed = stream_seed(config.seed, "online", "task", number) % 2**31
-        return new_task(config.task, seed, step_limit=config.episode_steps, hold=config.hold or never, size=config.size)
+        return new_task(
+            config.task, seed, step_limit=config.episode_steps, hold=config.hold or never, size=config.size, repeat=config.repeat
+        )
 
     def frozen(number: int) -> Task:
         seed = 2**31 + stream_seed(0, "online evaluation", config.task, number) % 2**31  # those of learning are below
-        return new_task(config.task, seed, step_limit=config.episode_steps, hold=never, size=config.size)
+        return new_task(config.task, seed, step_limit=config.episode_steps, hold=never, size=config.size, repeat=config.repeat)
 
     def succeeded(environment: Environment) -> bool:
         assert isinstance(environment, MetaWorld)
