@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 
-def network(inputs: int, width: int, outputs: int) -> nn.Sequential:
+def network(inputs: int, width: int, outputs: int, *, normed: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
     for size in (inputs, width, width):
-        layers += [nn.Linear(size, width), nn.ReLU()]
+        layers += [nn.Linear(size, width), *([nn.LayerNorm(width, elementwise_affine=False)] if normed else []), nn.ReLU()]
     made = nn.Sequential(*layers, nn.Linear(width, outputs))
     for layer in made:
         if isinstance(layer, nn.Linear):
@@ -29,9 +29,9 @@ def network(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 
 class Critic(nn.Module):
-    def __init__(self, state: int, action: int, width: int) -> None:
+    def __init__(self, state: int, action: int, width: int, *, normed: bool) -> None:
         super().__init__()
-        self.first, self.second = (network(state + action, width, 1) for _ in range(2))
+        self.first, self.second = (network(state + action, width, 1, normed=normed) for _ in range(2))
 
     def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([state, action], -1)
@@ -51,8 +51,8 @@ class Actor(nn.Module):
 
 
 class PlainSAC:
-    def __init__(self, state: int, action: int, *, width: int = 256) -> None:
-        self.actor, self.critic = Actor(state, action, width), Critic(state, action, width)
+    def __init__(self, state: int, action: int, *, width: int = 256, normed_critics: bool = False) -> None:
+        self.actor, self.critic = Actor(state, action, width), Critic(state, action, width, normed=normed_critics)
         self.target = copy.deepcopy(self.critic)
         self.log_alpha = torch.tensor(math.log(0.1), requires_grad=True)
         self.target_entropy, self.discount, self.made = -float(action), 0.99, 0

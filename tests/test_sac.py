@@ -69,6 +69,7 @@ def test_the_defaults_are_the_published_settings() -> None:
         "lowest_log_deviation": -5.0,
         "highest_log_deviation": 2.0,
         "hidden": (256, 256, 256),
+        "normed_critics": False,
         "precision": "float32",
     }
     state = SAC(39, 4, SAC.Config(), seed=0).state()
@@ -155,9 +156,9 @@ def test_weights_begin_orthogonal_and_biases_at_zero() -> None:
 # --- networks -----------------------------------------------------------------------------------------------------------------------
 
 
-def filled(count: int, sizes: tuple[int, ...], *, half: bool = False) -> Perceptrons:
+def filled(count: int, sizes: tuple[int, ...], *, half: bool = False, normed: bool = False) -> Perceptrons:
     """Perceptrons with biases too."""
-    made = Perceptrons(count, sizes, half=half)
+    made = Perceptrons(count, sizes, half=half, normed=normed)
     made.begin(torch.Generator().manual_seed(1))
     with torch.no_grad():
         for layers in made.each:
@@ -168,15 +169,16 @@ def filled(count: int, sizes: tuple[int, ...], *, half: bool = False) -> Percept
 
 
 @torch.no_grad()
-def test_a_pass_says_and_gives_back_what_autograd_does() -> None:
-    network, inputs = filled(2, (5, 7, 6, 3)), torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_pass_says_and_gives_back_what_autograd_does(normed: bool) -> None:
+    network, inputs = filled(2, (5, 7, 6, 3), normed=normed), torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
     slope = torch.randn(11, 3, generator=torch.Generator().manual_seed(3))
     ways = network.ways(11, Shared(11, torch.device("cpu")))
     for way, layers, gradients in zip(ways, network.multiplied, network.gradients, strict=True):
         with torch.enable_grad():
             leaves = [(weight.clone().requires_grad_(), bias.clone().requires_grad_()) for weight, bias in layers]
             seen = inputs.clone().requires_grad_()
-            expected = said(leaves, seen)
+            expected = said(leaves, seen, normed=normed)
             wanted = torch.autograd.grad(expected, [seen, *(each for layer in leaves for each in layer)], slope)
         assert torch.allclose(way.there(layers, inputs[:, :2], inputs[:, 2:]), expected, atol=1e-6)
         by_inputs = way.back(layers, slope, gradients=gradients, inputs=slice(2, None))
@@ -196,13 +198,20 @@ def test_going_back_to_the_inputs_leaves_the_weights_alone() -> None:
     assert not network.flat.grad.any()
 
 
+def test_units_are_normalised_by_hand() -> None:
+    layers = [(torch.eye(2), torch.tensor([0.0, 1.0])), (torch.tensor([[3.0, 5.0]]), torch.tensor([0.5]))]
+    seen = torch.tensor([[2.0, 5.0], [4.0, 1.0]])  # with the biases: (2, 6) and (4, 2), normalised (-1, 1) and (1, -1)
+    assert said(layers, seen, normed=True).tolist() == [[pytest.approx(5.5, abs=1e-4)], [pytest.approx(3.5, abs=1e-4)]]
+
+
 @torch.no_grad()
-def test_products_in_bfloat16_are_near_the_exact_ones() -> None:
-    exact, rough = filled(1, (5, 64, 64, 1)), filled(1, (5, 64, 64, 1), half=True)
+@pytest.mark.parametrize("normed", [False, True])
+def test_products_in_bfloat16_are_near_the_exact_ones(normed: bool) -> None:
+    exact, rough = (filled(1, (5, 64, 64, 1), half=half, normed=normed) for half in (False, True))
     inputs, slope = torch.randn(32, 5, generator=torch.Generator().manual_seed(0)), torch.ones(32, 1)
     found = []
     for network in (exact, rough):
-        way = Pass(network.sizes, 32, Shared(32, torch.device("cpu")), back=True, half=network is rough)
+        way = Pass(network.sizes, 32, Shared(32, torch.device("cpu")), back=True, half=network is rough, normed=normed)
         value = way.there(network.multiplied[0], inputs).clone()
         way.back(network.multiplied[0], slope, gradients=network.gradients[0])
         assert network.flat.grad is not None
@@ -253,8 +262,10 @@ def largest_difference(module: torch.nn.Module, perceptrons: Perceptrons) -> flo
     return max(float((parameter.detach() - value).abs().max()) for parameter, value in zip(module.parameters(), values, strict=True))
 
 
-def test_updates_are_those_of_the_plain_way_to_write_them(plain_sac: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, plain = SAC(STATES, ACTIONS, SAC.Config(hidden=(32, 32, 32)), seed=0), plain_sac.PlainSAC(STATES, ACTIONS, width=32)
+@pytest.mark.parametrize("normed", [False, True])
+def test_updates_are_those_of_the_plain_way_to_write_them(normed: bool, plain_sac: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = SAC(STATES, ACTIONS, SAC.Config(hidden=(32, 32, 32), normed_critics=normed), seed=0)
+    plain = plain_sac.PlainSAC(STATES, ACTIONS, width=32, normed_critics=normed)
     give_weights(plain, ours)
     same_draws(monkeypatch)
     begin = ours.state()

@@ -11,6 +11,8 @@ loss passes through the critics, whose weights it must not move. Here
 
 On request the products of all layers but the last are in bfloat16; weights, last layers and whatever is made of them are float32.
 
+On request hidden units are normalised before they are rectified (layer normalisation, Ba et al. 2016, without weights of its own).
+
 Reads and writes nothing.
 """
 
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Weight (outputs, inputs) and bias (outputs,) of each layer in order; or their gradients."""
 
+_SMALL = 1e-5
+"""Added to the variance of a row's units before its root is taken."""
 _ALIGNMENT = 16
 """Floats: each tensor begins at a multiple of 64 bytes, which matrix products like."""
 
@@ -33,9 +37,12 @@ _ALIGNMENT = 16
 class Perceptrons:
     """Several perceptrons of the same sizes that share nothing but the array that they lie in. Begins with zeros."""
 
-    def __init__(self, count: int, sizes: Sequence[int], *, half: bool = False, device: torch.device | None = None) -> None:
-        """Args: count: of perceptrons; sizes: inputs, widths of the hidden layers, outputs; half: products in bfloat16."""
-        self.sizes, self._half = tuple(sizes), half
+    def __init__(
+        self, count: int, sizes: Sequence[int], *, half: bool = False, normed: bool = False, device: torch.device | None = None
+    ) -> None:
+        """Args: count: of perceptrons; sizes: inputs, widths of the hidden layers, outputs; half: products in bfloat16; normed: hidden
+        units are normalised."""
+        self.sizes, self._half, self._normed = tuple(sizes), half, normed
         places = count * sum(map(_room, _shapes(sizes)))
         self.flat = nn.Parameter(torch.zeros(places, device=device))
         """(P,): all weights and biases, with gaps of zeros."""
@@ -74,7 +81,7 @@ class Perceptrons:
 
     def ways(self, rows: int, shared: Shared, *, back: bool = True) -> list[Pass]:
         """Memory for one pass of `rows` rows through each of them."""
-        return [Pass(self.sizes, rows, shared, back=back, half=self._half) for _ in self.each]
+        return [Pass(self.sizes, rows, shared, back=back, half=self._half, normed=self._normed) for _ in self.each]
 
 
 class Shared:
@@ -95,8 +102,9 @@ class Shared:
 class Pass:
     """Memory for one way through a perceptron, and back. Each further way there overwrites what the last one gave."""
 
-    def __init__(self, sizes: Sequence[int], rows: int, shared: Shared, *, back: bool, half: bool) -> None:
-        """Args: sizes: as in `Perceptrons`; rows: N; shared: of all passes on one device; back: whether it will be gone back."""
+    def __init__(self, sizes: Sequence[int], rows: int, shared: Shared, *, back: bool, half: bool, normed: bool = False) -> None:
+        """Args: sizes, half, normed: as in `Perceptrons`; rows: N; shared: of all passes on one device; back: whether it will be gone
+        back."""
         kind, device = torch.bfloat16 if half else torch.float32, shared.device
         hidden = sizes[1:-1]
         self._seen = [torch.empty(rows, sizes[0], dtype=kind, device=device)]
@@ -104,6 +112,8 @@ class Pass:
         for number, width in enumerate(hidden):
             kept = torch.empty(rows, width, dtype=kind, device=device) if back else shared.get(f"units {number % 2}", width, kind)
             self._seen.append(kept)
+        self._normed: list[tuple[Tensor, Tensor, Tensor]] | None = [] if normed else None
+        """Of each hidden layer what was normalised, with the mean of each row and the inverse of its deviation."""
         self._slopes = [shared.get(f"slopes {number % 2}", width, kind) for number, width in enumerate(hidden)]
         self._exact = shared.get("last units", hidden[-1], torch.float32) if half else self._seen[-1]
         """What the last layer sees, in float32."""
@@ -112,8 +122,16 @@ class Pass:
     def there(self, layers: Layers, *inputs: Tensor) -> Tensor:
         """What a perceptron says of inputs that lie side by side, each (N, some): (N, outputs) float32, overwritten by the next call."""
         torch.cat([part.to(self._seen[0].dtype) for part in inputs], 1, out=self._seen[0])
+        if self._normed is not None:
+            self._normed.clear()
         for (weight, bias), seen, following in zip(layers, self._seen, self._seen[1:], strict=False):
-            torch.addmm(bias, seen, weight.t(), out=following).relu_()
+            if self._normed is None:
+                torch.addmm(bias, seen, weight.t(), out=following).relu_()
+            else:
+                summed = torch.addmm(bias, seen, weight.t())
+                units, mean, inverse = torch.native_layer_norm(summed, summed.shape[1:], None, None, _SMALL)
+                torch.clamp(units, min=0, out=following)
+                self._normed.append((summed, mean, inverse))
         weight, bias = layers[-1]
         return torch.addmm(bias, self._last_seen(), weight.t(), out=self._said)
 
@@ -139,18 +157,27 @@ class Pass:
                 seen, following = self._seen[number], self._slopes[number - 1]
                 _product(slope, weight, following)
                 torch.ops.aten.threshold_backward.grad_input(following, seen, 0, grad_input=following)  # zero where the unit was off
-                slope = following
+                slope = following if self._normed is None else _before_norm(following, *self._normed[number - 1])
         return None if inputs is None else (slope @ layers[0][0][:, inputs]).float()
 
     def _last_seen(self) -> Tensor:
         return self._exact if self._exact is self._seen[-1] else self._exact.copy_(self._seen[-1])
 
 
-def said(layers: Layers, inputs: Tensor) -> Tensor:
+def said(layers: Layers, inputs: Tensor, *, normed: bool = False) -> Tensor:
     """What a perceptron says of (B, inputs), in float32, for whoever does not go back."""
     for weight, bias in layers[:-1]:
-        inputs = F.relu(F.linear(inputs, weight, bias))
+        summed = F.linear(inputs, weight, bias)
+        inputs = F.relu(F.layer_norm(summed, summed.shape[1:], eps=_SMALL) if normed else summed)
     return F.linear(inputs, *layers[-1])
+
+
+def _before_norm(slope: Tensor, summed: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """The derivative by what was normalised, (N, width), from the one by what came of it."""
+    wanted = [True, False, False]
+    found = torch.ops.aten.native_layer_norm_backward(slope, summed, summed.shape[1:], mean, inverse, None, None, wanted)
+    by_summed: Tensor = found[0]
+    return by_summed
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:

@@ -91,6 +91,9 @@ class SAC(OnlineAlgorithm):
         """Greatest one."""
         hidden: tuple[int, ...] = (256, 256, 256)
         """Widths of the hidden layers of each network."""
+        normed_critics: bool = False
+        """Whether the critics normalise their hidden units before they rectify them. (Not published with these settings; values are then
+        learned from far fewer steps, see Hiraoka et al. 2022, "Dropout Q-Functions for Doubly Efficient Reinforcement Learning".)"""
         precision: Precision = "float32"
         """Of the matrix products in updates: float32, or bfloat16, which is faster on processors and cards that have it."""
 
@@ -131,7 +134,8 @@ class SAC(OnlineAlgorithm):
         judged = (self._state_size + self._action_size, *config.hidden, 1)
         self._device = device
         self._policy = Perceptrons(1, (self._state_size, *config.hidden, 2 * self._action_size), half=half, device=device)
-        self._critics, self._target = (Perceptrons(2, judged, half=half, device=device) for _ in range(2))
+        normed = config.normed_critics
+        self._critics, self._target = (Perceptrons(2, judged, half=half, normed=normed, device=device) for _ in range(2))
         self._log_temperature = nn.Parameter(torch.tensor(math.log(config.initial_temperature), device=device))
         learned = {
             "policy": (self._policy.flat, config.actor_learning_rate),
