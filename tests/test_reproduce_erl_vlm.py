@@ -84,7 +84,8 @@ def record_of(went: Any) -> dict[str, Any]:
         "steps": 25_000, "rounds": 50,
         "babyai": {"tasks": 10, "demonstrations": 3, "budget": 1500, "loop": {"episodes": 20, "updates": 200, "session_every": 5}},
         "metaworld": {
-            "queries": 50, "evaluation_tasks": 10, "fitting": {"batch": 32}, "algorithm": {"batch": 256},
+            "queries": 50, "evaluation_tasks": 10, "fitting": {"batch": 32}, "algorithm": {"batch": 256, "actor_learning_rate": 0.001},
+            "episode_steps": 5, "repeat": 4, "edges": {DRAWER: [0.25, 0.5]},
             "loop": {"steps": 25_000, "random_steps": 1000, "first_session": 4000, "every": 1000, "evaluate_every": 2500},
         },
     }  # fmt: skip
@@ -171,7 +172,7 @@ def test_tables(results: Results) -> None:
     assert [line.split(" | ")[0].removeprefix("| ") for line in drawer.splitlines()[2:]] == [
         ARMS[arm].words for arm in ARMS if (DRAWER, arm) in WENT
     ]
-    assert "| ERL-VLM | 2 | 150 | 0.667 [0.67, 0.67] | 0.667 [0.67, 0.67] | 0.375 [0.38, 0.38] | 0.96 |" in drawer
+    assert "| ERL-VLM | 2 | 150 | 0.667 [0.67, 0.67] | 0.667 [0.67, 0.67] | 0.375 [0.38, 0.38] | 0.050 [0.05, 0.05] | 0.96 |" in drawer
     assert TABLES[SWEEP](results).splitlines()[-1].startswith("| ERL-VLM, a fifth wrong | 2 |")
     differences = TABLES["differences"](results)
     row = f"| {DRAWER} | ERL-VLM | vanilla ratings | **+0.667 [+0.67, +0.67]** | **+0.375 [+0.38, +0.38]** | **1.000 [1.00, 1.00]** |"
@@ -182,6 +183,9 @@ def test_tables(results: Results) -> None:
     assert ablation[3] == "| cross entropy, a fifth wrong | 0.000 [0.00, 0.00] | 0.84 | – | 0.02 |"
     settings = TABLES["settings metaworld"](results)
     assert "| environment steps | 25,000 | 1,000,000 |" in settings
+    assert "| its learning rates (policy, critics, temperature) | 0.001, 0.0003, 0.0001 | 0.0003, 0.0003, 0.0001 |" in settings
+    assert f"| {DRAWER}: 3, from 2.5, 5 |" in settings
+    assert "0.050 [0.05, 0.05]" in TABLES[DRAWER](results), "returns of 2.5, of 5 steps that could give 10 each"
     assert "| most labels | 1,050 | 9,900" in settings, "21 sessions of 50 labels"
     assert "| most labels | 1,500 | 1,500 |" in TABLES["settings babyai"](results)
     assert f"| {DRAWER} | true reward | 2 | 400 | 3 | 150 | 151 | 2.0 | 3 |" in TABLES["runs"](results)
@@ -241,6 +245,17 @@ def test_figures_show_every_number(results: Results) -> None:
     assert tips["ablation"][0] == f"ERL-VLM, a fifth wrong, {DRAWER}: 0.667 [0.67, 0.67]"
 
 
+def test_an_arm_has_one_colour_in_all_figures(results: Results) -> None:
+    found: dict[str, set[str]] = {}
+    for svg in figures(results).values():
+        coloured = [each for each in ElementTree.fromstring(svg).iter() if each.tag.endswith(("circle", "rect")) and len(each)]
+        for mark in coloured:
+            found.setdefault((mark[0].text or "").split(":")[0].rsplit(", ", 1)[0], set()).add(mark.get("fill", ""))
+    assert len(found) > 5
+    assert all(len(colours) == 1 for colours in found.values()), found
+    assert found["true reward"] != found["ERL-VLM"]
+
+
 def test_a_figure_of_curves_places_points_by_their_numbers() -> None:
     values = [Estimate(0.0, 0.0, 0.0), Estimate(0.5, 0.25, 0.75), Estimate(1.0)]
     svg = _study.curves("title", [0.0, 10.0, 100.0], [_study.Line("mine", values)], axis="steps", measure="success")
@@ -297,10 +312,10 @@ def test_all_arms_have_settings_that_runs_accept(tmp_path: Path) -> None:
     for (task, arm), run in decided.items():
         assert (run.loop.steps, run.loop.evaluate_every, run.algorithm_settings.batch) == (25_000, 2_500, 256)
         if online.source_of(run.method).kind is not None:
-            assert (run.loop.first_session, run.loop.every, run.queries, run.fitting.batch) == (4_000, 1_000, 50, 32)
+            assert (run.loop.first_session, run.loop.every, run.queries, run.fitting.batch) == (2_000, 1_000, 50, 32)
             assert run.budget >= 1_050, "as many labels for all"
         if online.source_of(run.method).kind == "ratings":
-            assert run.levels == {DRAWER: 3, SWEEP: 2}[task]
+            assert run.levels == 5
             assert len(run.edges) == run.levels - 1, "classes of a task have their own borders"
             assert (run.teacher, run.error_rate) == (("mistake", 0.2) if "mistake" in arm or arm in ABLATION else ("", 0.1))
     assert decided[DRAWER, "ce"].fitting.loss == "ce"

@@ -220,6 +220,16 @@ def test_figures_show_every_number(results: Results) -> None:
     assert heights[1] == pytest.approx(2 * heights[2], abs=0.2), "bars are as high as their numbers"
 
 
+def test_an_arm_has_one_colour_in_all_figures(results: Results) -> None:
+    found: dict[str, set[str]] = {}
+    for svg in figures(results).values():
+        for bar in (each for each in ElementTree.fromstring(svg).iter() if each.tag.endswith("rect") and len(each)):
+            found.setdefault((bar[0].text or "").split(":")[0].rsplit(", ", 1)[0], set()).add(bar.get("fill", ""))
+    assert all(len(colours) == 1 for colours in found.values()), found
+    assert len(found) > 3
+    assert found["sparse"] != found["RG-VLM"]
+
+
 def test_rows_of_two_calls_become_one_table() -> None:
     before = [*rows_of("bc", (0.25, 0.25), 3), *rows_of("both", (0.5, 0.5), 3)]
     now = [*rows_of("both", (0.75, 0.75), 2), *rows_of("oracle", (1.0, 1.0), 1)]

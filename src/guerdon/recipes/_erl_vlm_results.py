@@ -73,12 +73,18 @@ class Curves:
     """(N,) numbers of their kinds (start and number of sub-tasks): the strata of the bootstrap."""
     success: Array
     """(S, E, N), 0 or 1."""
+    totals: Array
+    """(S, E, N), sums of the world's own rewards."""
 
     def measured(self, measure: Measure) -> ReturnMatrix:
         """One number for each seed and evaluated task."""
         last = np.where(np.arange(len(self.at)) >= len(self.at) - LAST, 1 / min(LAST, len(self.at)), 0.0)
         found = np.tensordot(last if measure == "final" else _shares(self.at), self.success, axes=(0, 1))
         return ReturnMatrix(self.seeds, self.cases, self.kinds, np.clip(found, 0.0, 1.0))
+
+    def final_totals(self, most: float) -> ReturnMatrix:
+        """The mean over the last evaluations of the sum of the world's own rewards, as a share of `most`."""
+        return ReturnMatrix(self.seeds, self.cases, self.kinds, np.clip(self.totals[:, -LAST:].mean(axis=1) / most, 0.0, 1.0))
 
     def at_evaluation(self, number: int) -> ReturnMatrix:
         """The success at one evaluation."""
@@ -99,7 +105,7 @@ def curves_of(rows: Iterable[Row], axis: str) -> Curves | None:
     Args:
         axis: column with the place of an evaluation on the axis.
     """
-    found: dict[int, dict[tuple[float, str], float]] = {}
+    found: dict[int, dict[tuple[float, str], tuple[float, float]]] = {}
     kind_of: dict[str, tuple[str, int]] = {}
     ordered = sorted(rows, key=lambda row: (row["seed"], row["evaluation"], row["place"]))
     counted: Counter[tuple[Any, ...]] = Counter()
@@ -108,14 +114,16 @@ def curves_of(rows: Iterable[Row], axis: str) -> Curves | None:
         counted[row["seed"], row["evaluation"], kind] += 1
         case = f"{kind[0]} {kind[1]} {counted[row['seed'], row['evaluation'], kind]:03d}"
         kind_of[case] = kind
-        found.setdefault(row["seed"], {})[float(row[axis]), case] = float(row["success"])
+        found.setdefault(row["seed"], {})[float(row[axis]), case] = float(row["success"]), float(row["return"])
     shared = set.intersection(*(set(each) for each in found.values())) if found else set()
     at, cases = sorted({place for place, _ in shared}), sorted({case for _, case in shared})
     if not shared or len(shared) < len(at) * len(cases):
         return None
     kinds = sorted(set(kind_of.values()))
-    success = np.array([[[found[seed][place, case] for case in cases] for place in at] for seed in sorted(found)])
-    return Curves(tuple(sorted(found)), np.array(at), tuple(cases), tuple(kinds.index(kind_of[case]) for case in cases), success)
+    both = np.array([[[found[seed][place, case] for case in cases] for place in at] for seed in sorted(found)])
+    return Curves(
+        tuple(sorted(found)), np.array(at), tuple(cases), tuple(kinds.index(kind_of[case]) for case in cases), both[..., 0], both[..., 1]
+    )
 
 
 class Results:
@@ -171,6 +179,11 @@ class Results:
     def middle(self, task: str, arm: str) -> Estimate:
         """Interquartile mean of the final success. Raises KeyError if there is none."""
         return estimate_of(self._matrices[task, arm, "final"], interquartile_mean)
+
+    def total(self, task: str, arm: str) -> Estimate:
+        """Mean sum of Meta-World's own rewards in an episode, over the last evaluations, as a share of the greatest possible. Raises
+        KeyError if there is none."""
+        return estimate_of(self.curves[task, arm].final_totals(_MOST_REWARD * self.record["settings"][METAWORLD]["episode_steps"]), mean)
 
     def has(self, task: str, *arms: str) -> bool:
         """Whether all these arms were carried out in a task."""
@@ -313,7 +326,7 @@ def claims_table(results: Results) -> str:
 
 def task_table(results: Results, task: str) -> str:
     """What each arm's runs in a task achieved."""
-    rows = []
+    rows, robot = [], TASKS[task] == METAWORLD
     for arm in results.arms(task):
         labels = [run["labels"] for run in results.runs(task, arm)]
         paper = PUBLISHED.get(task, {}).get(arm)
@@ -321,10 +334,21 @@ def task_table(results: Results, task: str) -> str:
             [
                 results.words(arm), str(len(results.curves[task, arm].seeds)), f"{np.mean(labels):,.0f}" if labels else _NONE,
                 _study.shown(results.value(task, arm, "final")), _study.shown(results.middle(task, arm)),
-                _study.shown(results.value(task, arm, "area")), _NONE if paper is None else f"{paper:g}",
+                _study.shown(results.value(task, arm, "area")), _study.shown(results.total(task, arm)) if robot else _NONE,
+                _NONE if paper is None else f"{paper:g}",
             ]
         )  # fmt: skip
-    return _study.table(["arm", "runs", "labels", "final success", "IQM", "area under the curve", "final success in the paper"], rows)
+    header = [
+        "arm",
+        "runs",
+        "labels",
+        "final success",
+        "IQM",
+        "area under the curve",
+        "share of the greatest return",
+        "final success in the paper",
+    ]
+    return _study.table(header, rows)
 
 
 def pairs(results: Results, task: str) -> list[tuple[str, str]]:
@@ -372,7 +396,11 @@ def metaworld_settings_table(results: Results) -> str:
     shared = results.record["settings"].get(METAWORLD)
     if shared is None:
         return _study.table(_SETTINGS, [])
-    loop, queries = shared["loop"], shared["queries"]
+    loop, queries, algorithm = shared["loop"], shared["queries"], shared["algorithm"]
+    rates = {name: f"{algorithm.get(f'{name}_learning_rate', usual):g}" for name, usual in _RATES.items()}
+    classes = "; ".join(
+        f"{task}: {len(edges) + 1}, from {', '.join(f'{10 * edge:g}' for edge in edges)}" for task, edges in shared.get("edges", {}).items()
+    )
     sessions = len(range(loop["first_session"], loop["steps"], loop["every"]))
     return _settings(
         ("environment steps", loop["steps"], "1,000,000"),
@@ -382,7 +410,18 @@ def metaworld_settings_table(results: Results) -> str:
         ("labels in a session", queries, "50 (RL-VLM-F: 40)"),
         ("most labels", sessions * queries, "9,900 (RL-VLM-F: 20,000)"),
         ("labels in a batch of the reward model", shared["fitting"].get("batch", _NONE), "512"),
-        ("transitions in a batch of soft actor-critic", shared["algorithm"].get("batch", 512), "512"),
+        ("transitions in a batch of soft actor-critic", algorithm.get("batch", 512), "512"),
+        ("widths of its hidden layers", " ".join(map(str, algorithm.get("hidden", _HIDDEN))), " ".join(map(str, _HIDDEN))),
+        (
+            "its learning rates (policy, critics, temperature)",
+            ", ".join(rates.values()),
+            ", ".join(f"{usual:g}" for usual in _RATES.values()),
+        ),
+        ("its critics normalise their units", "yes" if algorithm.get("normed_critics") else "no", "no"),
+        ("updates from one step of its target to the next", algorithm.get("target_every", 2), "2"),
+        ("steps of an episode", shared["episode_steps"], "500"),
+        ("steps of the simulator in each", shared.get("repeat", 1), "1"),
+        ("classes of ratings, and the simulator's reward at which they begin", classes or _NONE, "Drawer Open 3, Sweep Into 2"),
         ("tasks in an evaluation", shared["evaluation_tasks"], "10"),
         ("who rates", "the simulator, in classes", "Gemini 1.5 Pro, from a picture"),
         ("what the reward model sees", "the state, or a picture", "a picture"),
@@ -410,6 +449,11 @@ def babyai_settings_table(results: Results) -> str:
 
 
 _SETTINGS = ("setting", "here", "paper")
+_MOST_REWARD = 10.0
+"""Meta-World's reward of one step at its best."""
+_HIDDEN = (256, 256, 256)
+_RATES = {"actor": 3e-4, "critic": 3e-4, "temperature": 1e-4}
+"""Learning rates of soft actor-critic as published."""
 
 
 def _settings(*rows: tuple[str, int | str, str]) -> str:
@@ -493,16 +537,17 @@ def value_of(key: str, results: Results) -> str:
 
 def figures(results: Results) -> dict[str, str]:
     """Name -> SVG: the curves of each task that was learned, and the ablation where there is one."""
-    found = {task: _curves_figure(results, task) for task in results.tasks}
+    colours = {arm: number for number, arm in enumerate(dict.fromkeys(arm for task in results.tasks for arm in results.arms(task)))}
+    found = {task: _curves_figure(results, task, colours) for task in results.tasks}
     there = [arm for arm in ABLATION if any(results.has(task, arm) for task in results.tasks)]
     if len(there) > 1:
         tasks = [task for task in results.tasks if any(results.has(task, arm) for arm in there)]
-        drawn = [_study.Line(results.words(arm), [_final(results, task, arm) for task in tasks]) for arm in there]
+        drawn = [_study.Line(results.words(arm), [_final(results, task, arm) for task in tasks], colours[arm]) for arm in there]
         found["ablation"] = _study.bars("A fifth of the ratings wrong", tasks, drawn, axis="", measure="final success")
     return found
 
 
-def _curves_figure(results: Results, task: str) -> str:
+def _curves_figure(results: Results, task: str, colours: Mapping[str, int]) -> str:
     arms = results.arms(task)
     points = sorted({float(point) for arm in arms for point in results.curves[task, arm].at})
     drawn = []
@@ -512,7 +557,7 @@ def _curves_figure(results: Results, task: str) -> str:
         values = [
             estimate_of(curves.at_evaluation(numbers[point]), mean) if point in numbers else Estimate(math.nan) for point in points
         ]  # fmt: skip
-        drawn.append(_study.Line(results.words(arm), values))
+        drawn.append(_study.Line(results.words(arm), values, colours[arm]))
     return _study.curves(task, points, drawn, axis=AXES[TASKS[task]][1], measure="success")
 
 

@@ -549,7 +549,8 @@ def figures(results: Results) -> dict[str, str]:
         groups = [_study.Line(results.words(arm), [_mean(results, arm, start, length) for length in results.lengths]) for arm in shown]
         found[start] = _study.bars(f"Share of the task done, {words}", places, groups, axis="sub-tasks", measure="mean return")
     ablation = [arm for arm in _ABLATION if arm in results.arms]
-    groups = [_study.Line(results.words(arm), [_mean(results, arm, start, None) for start in STARTS]) for arm in ablation]
+    colours = {arm: number for number, arm in enumerate(shown)}
+    groups = [_study.Line(results.words(arm), [_mean(results, arm, start, None) for start in STARTS], colours.get(arm)) for arm in ablation]
     found["ablation"] = _study.bars("Ablation", list(STARTS.values()), groups, axis="", measure="mean return")
     return found
 

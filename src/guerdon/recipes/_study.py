@@ -201,6 +201,12 @@ class Line:
     name: str
     values: Sequence[Estimate]
     """One for each place on the axis; NaN where there is none."""
+    colour: int | None = None
+    """Number of its colour, for what is drawn in several figures; its place among the series of this one if not given."""
+
+    def shade(self, place: int) -> str:
+        """Its colour in a figure where it has this place."""
+        return _COLOURS[(place if self.colour is None else self.colour) % len(_COLOURS)]
 
 
 def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
@@ -214,7 +220,7 @@ def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(places), 1)
     marks = _frame(title, ticks, places, lambda value: floor - (value - low) * scale, axis=axis, measure=measure)
     for number, line in enumerate(drawn):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = line.shade(number)
         shift = (number - (len(drawn) - 1) / 2) * min(7.0, step / (len(drawn) + 1))
         points = [(_LEFT + step * (n + 0.5) + shift, each, places[n]) for n, each in enumerate(line.values) if math.isfinite(each.value)]
         marks += _drawn(line.name, points, colour, lambda value: floor - (value - low) * scale)
@@ -244,11 +250,11 @@ def curves(title: str, points: Sequence[float], drawn: Sequence[Line], *, axis: 
         [(place_of(point), each, f"{point:,.6g}") for point, each in zip(points, line.values, strict=True) if math.isfinite(each.value)]
         for line in drawn
     ]
-    colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(drawn))]
+    colours = [line.shade(number) for number, line in enumerate(drawn)]
     marks += [_band(found, colour, height_of) for found, colour in zip(placed, colours, strict=True)]
     for number, (line, found, colour) in enumerate(zip(drawn, placed, colours, strict=True)):
         path = " ".join(f"{x:.1f},{height_of(each.value):.1f}" for x, each, _ in found)
-        dashes = ' stroke-dasharray="5 3"' if number >= len(_COLOURS) else ""
+        dashes = ' stroke-dasharray="5 3"' if (number if line.colour is None else line.colour) >= len(_COLOURS) else ""
         marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dashes}/>')
         for x, each, point in found:
             tip = f"<title>{escape(f'{line.name}, {point}: {shown(each)}')}</title>"
@@ -296,7 +302,7 @@ def bars(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str,
 
     marks = _frame(title, ticks, places, height_of, axis=axis, measure=measure)
     for number, line in enumerate(drawn):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = line.shade(number)
         for place, each in enumerate(line.values):
             if math.isfinite(each.value):
                 middle = _LEFT + step * (place + 0.5) + (number - (len(drawn) - 1) / 2) * width
