@@ -585,9 +585,9 @@ def test_a_dataset_that_changed_after_labelling(data: Path, tmp_path: Path, guer
 
 def test_a_policy_whose_rewards_changed(run: Path, guerdon: Callable[..., Outcome]) -> None:
     assert guerdon("reward", run, "--compose", "sparse").status == 0
-    refused(guerdon("evaluate", run, "--per-length", "1", "--jobs", "1", "--quiet"), "policies/both/seed-0: was made from another rewards")
+    refused(guerdon("evaluate", run, "--per-length", "1", "--jobs", "1", "--quiet"), "policies/dense/seed-0: was made from another rewards")
     assert guerdon("report", run).status == 0
-    assert "was made from another rewards/both" in (run / "report.html").read_text(encoding="utf-8")
+    assert "was made from another rewards/dense" in (run / "report.html").read_text(encoding="utf-8")
     assert guerdon("train", run, *QUICK).status == 0
     assert guerdon("evaluate", run, "--per-length", "1", "--jobs", "1", "--quiet", "--rollouts", "0").status == 0
 
@@ -603,16 +603,16 @@ def test_tasks_edited_by_hand(text: str | None, run: Path, guerdon: Callable[...
 def test_other_tasks_and_arms_than_there_are(run: Path, guerdon: Callable[..., Outcome]) -> None:
     refused(guerdon("evaluate", run, "--per-length", "2"), "tasks.json: holds other tasks than the ones asked for now")
     refused(guerdon("evaluate", run, "--per-length", "99"), "tasks of 1 sub-tasks, 99 are wanted", status=2)
-    refused(guerdon("evaluate", run, "--arms", "nosuch", "--per-length", "1", "--quiet"), "no policy is called 'nosuch'; there are: both")
+    refused(guerdon("evaluate", run, "--arms", "nosuch", "--per-length", "1", "--quiet"), "no policy is called 'nosuch'; there are: dense")
     refused(guerdon("evaluate", run, "--arms", "../labels", "--per-length", "1", "--quiet"), "no policy is called '../labels'")
-    refused(guerdon("train", run, "--rewards", "nosuch"), "no reward column is called 'nosuch'. There are: both", "guerdon reward")
+    refused(guerdon("train", run, "--rewards", "nosuch"), "no reward column is called 'nosuch'. There are: dense", "guerdon reward")
     refused(guerdon("train", run, "--algorithm", "nosuch"), "no algorithm 'nosuch'; there are: bc, iql", status=2)
     refused(guerdon("export", run, "--rewards", "nosuch", "--out", run / "x"), "no reward column is called 'nosuch'")
-    (run / "policies/both/seed-0/manifest.json").unlink()
-    refused(guerdon("evaluate", run, "--per-length", "1", "--quiet"), "policies/both: holds no finished policy", "--arms")
-    (run / "policies/both/seed-old").mkdir()
-    (run / "policies/both/seed-old/manifest.json").write_text("{}")
-    refused(guerdon("evaluate", run, "--per-length", "1", "--quiet"), "policies/both: holds no finished policy")
+    (run / "policies/dense/seed-0/manifest.json").unlink()
+    refused(guerdon("evaluate", run, "--per-length", "1", "--quiet"), "policies/dense: holds no finished policy", "--arms")
+    (run / "policies/dense/seed-old").mkdir()
+    (run / "policies/dense/seed-old/manifest.json").write_text("{}")
+    refused(guerdon("evaluate", run, "--per-length", "1", "--quiet"), "policies/dense: holds no finished policy")
 
 
 # --- damaged parts --------------------------------------------------------------------------------------------------------------------
@@ -641,7 +641,7 @@ def remove(path: Path) -> None:
 
 def another_kind(path: Path) -> None:
     """A file of this package where another one belongs."""
-    other = {"labels": "rewards/both.parquet", "rewards": "labels/rg_vlm.parquet"}[path.parent.name]
+    other = {"labels": "rewards/dense.parquet", "rewards": "labels/rg_vlm.parquet"}[path.parent.name]
     shutil.copy(path.parent.parent / other, path)
 
 
@@ -660,16 +660,16 @@ def test_a_damaged_label_set(harm: Callable[[Path], None], data: Path, run: Path
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_reward_column(harm: Callable[[Path], None], run: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
-    harm(run / "rewards/both.parquet")
-    refused(guerdon("train", run, *QUICK), "both")
-    refused(guerdon("evaluate", run, "--per-length", "1", "--jobs", "1", "--quiet"), "both")
-    refused(guerdon("export", run, "--out", tmp_path / "exported"), "both")
+    harm(run / "rewards/dense.parquet")
+    refused(guerdon("train", run, *QUICK), "dense")
+    refused(guerdon("evaluate", run, "--per-length", "1", "--jobs", "1", "--quiet"), "dense")
+    refused(guerdon("export", run, "--out", tmp_path / "exported"), "dense")
     assert not (tmp_path / "exported").exists()
     assert guerdon("report", run).status == 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"config": {}, "inputs": [], "results": {}}'])
-@pytest.mark.parametrize("part", ["labels/rg_vlm.json", "rewards/both.json"])
+@pytest.mark.parametrize("part", ["labels/rg_vlm.json", "rewards/dense.json"])
 def test_a_damaged_manifest(part: str, content: str, run: Path, tmp_path: Path, guerdon: Callable[..., Outcome]) -> None:
     (run / part).write_text(content)
     uses = [["reward", run]] if part.startswith("labels") else [["train", run, *QUICK], ["export", run, "--out", tmp_path / "exported"]]
@@ -685,22 +685,22 @@ def test_a_damaged_policy_is_refused_and_can_be_trained_again(
 ) -> None:
     evaluate = ["evaluate", run, "--per-length", "1", "--jobs", "1", "--quiet", "--rollouts", "0"]
     shutil.rmtree(run / "evaluations")
-    whole = (run / "policies/both/seed-0/policy.safetensors").read_bytes()
-    harm(run / "policies/both/seed-0" / file)
-    refused(guerdon(*evaluate, "--arms", "both"), "policies/both/seed-0")
+    whole = (run / "policies/dense/seed-0/policy.safetensors").read_bytes()
+    harm(run / "policies/dense/seed-0" / file)
+    refused(guerdon(*evaluate, "--arms", "dense"), "policies/dense/seed-0")
     assert guerdon("train", run, *QUICK).status == 0
-    assert (run / "policies/both/seed-0/policy.safetensors").read_bytes() == whole
+    assert (run / "policies/dense/seed-0/policy.safetensors").read_bytes() == whole
     assert guerdon(*evaluate).status == 0
 
 
 def test_a_policy_that_is_being_made_anew_is_not_whole(run: Path, guerdon: Callable[..., Outcome]) -> None:
     wild = ["--iql.optimiser.learning-rate", "1e30", "--iql.optimiser.warm-up", "1", "--log-every", "5", "--checkpoint-every", "5"]
     refused(guerdon("train", run, *wild, "--updates", "10", *QUICK[2:]), "training diverged")
-    refused(guerdon("evaluate", run, "--per-length", "1", "--quiet"), "policies/both: holds no finished policy")
+    refused(guerdon("evaluate", run, "--per-length", "1", "--quiet"), "policies/dense: holds no finished policy")
 
 
 def test_a_damaged_evaluation_is_made_again(run: Path, guerdon: Callable[..., Outcome]) -> None:
-    rows = run / "evaluations/both/seed-0.jsonl"
+    rows = run / "evaluations/dense/seed-0.jsonl"
     whole = rows.read_bytes()
     for harm in (cut, remove):
         harm(rows)
@@ -784,10 +784,10 @@ def test_a_label_set_that_does_not_fit_on_the_disk(data: Path, tmp_path: Path, g
 
 
 def test_a_part_whose_manifest_could_not_be_written_is_not_trusted(run: Path, guerdon: Callable[..., Outcome]) -> None:
-    manifest = (run / "rewards/both.json").read_text()
+    manifest = (run / "rewards/dense.json").read_text()
     assert guerdon("reward", run, "--compose", "sparse").status == 0
-    (run / "rewards/both.json").write_text(manifest)  # the column is new, its manifest still the old one
-    refused(guerdon("train", run, *QUICK), "rewards/both.parquet: is not what its manifest says")
+    (run / "rewards/dense.json").write_text(manifest)  # the column is new, its manifest still the old one
+    refused(guerdon("train", run, *QUICK), "rewards/dense.parquet: is not what its manifest says")
 
 
 # --- surroundings ---------------------------------------------------------------------------------------------------------------------
@@ -900,15 +900,15 @@ def test_training_and_evaluation_go_on_after_an_interruption(jobs: int, run: Pat
     shutil.rmtree(run / "evaluations")
     paced = ["--updates", "40", "--log-every", "1", "--checkpoint-every", "1", "--seeds", "2"]
     process = started("train", run, *paced, "--jobs", str(jobs), "--quiet")
-    checkpoint = run / "policies/both/seed-0/checkpoint.safetensors"
+    checkpoint = run / "policies/dense/seed-0/checkpoint.safetensors"
     wait_until(checkpoint.is_file, 60)
     process.send_signal(signal.SIGINT)  # to the command alone: it has to tell its workers
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert err.strip() == "interrupted; what was finished is saved, the same command goes on from there"
-    assert not (run / "policies/both/seed-0/policy.json").exists()
+    assert not (run / "policies/dense/seed-0/policy.json").exists()
     assert guerdon("train", run, *paced, "--jobs", "1", "--quiet").status == 0
-    lines = [json.loads(line)["update"] for line in (run / "policies/both/seed-0/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)["update"] for line in (run / "policies/dense/seed-0/metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 41))
     evaluate = ["evaluate", run, "--per-length", "1", "--rollouts", "0", "--quiet"]
     process = started(*evaluate, "--jobs", str(jobs))

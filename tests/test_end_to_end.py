@@ -40,7 +40,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     guerdon.train(run=run, algorithm="bc", seeds=1, updates=UPDATES, jobs=1, quiet=True)
     guerdon.evaluate(run=run, per_length=1, rollouts=1, jobs=1, quiet=True)
     guerdon.report(run=run)
-    guerdon.export(run=run, out=folder / "exported")
+    guerdon.export(run=run, rewards="both", out=folder / "exported")
     return folder
 
 
@@ -115,7 +115,7 @@ def test_doing_it_again_asks_and_trains_nothing(line: Path, capsys: pytest.Captu
     again = guerdon.label(dataset=line / "data", run=run, vlm=("scripted:perfect",), store=line / "store.sqlite", quiet=True)
     assert again.results["found"] >= again.results["requests"] > 0
     assert (run / "labels/rg_vlm.parquet").read_bytes() == before
-    guerdon.reward(run=run)
+    guerdon.reward(run=run, compose="rg_vlm + sparse - 1", name="both")
     guerdon.train(run=run, rewards=("sparse", "both"), seeds=1, updates=UPDATES, jobs=1, quiet=True)
     guerdon.evaluate(run=run, per_length=1, rollouts=1, jobs=1, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in made} == made
@@ -133,7 +133,7 @@ def test_in_a_notebook(line: Path, tmp_path: Path) -> None:
         assert guerdon.label(**given, quiet=True).results["found"] > 0
         guerdon.reward(run=run)
         guerdon.train(run=run, seeds=1, updates=1, jobs=1, quiet=True)
-        guerdon.evaluate(run=run, per_length=1, lengths=(1,), arms=("both",), rollouts=0, jobs=1, quiet=True)
+        guerdon.evaluate(run=run, per_length=1, lengths=(1,), arms=("dense",), rollouts=0, jobs=1, quiet=True)
         return guerdon.report(run=run)
 
     assert asyncio.run(cells()).is_file()

@@ -28,12 +28,12 @@ LENGTHS = (10, 11, 12)
 
 
 def make_run(folder: Path, data: Path, values: dict[tuple[int, int], Any], **options: str) -> Path:
-    """A run folder with a reward column called "both" made from a label set called "rg_vlm"."""
+    """A run folder with a reward column called "dense" made from a label set called "rg_vlm"."""
     dataset = open_dataset(data, **options)
     run = Run.open_or_create(folder, dataset_path=data, fingerprint=dataset.fingerprint, options=options)
     labels = run.part("labels", "rg_vlm").with_suffix(".parquet")
     run.finish(labels, Manifest({"method": "rg-vlm", "vlm": ["scripted"]}, {"dataset": dataset.fingerprint}))
-    part = run.part("rewards", "both").with_suffix(".parquet")
+    part = run.part("rewards", "dense").with_suffix(".parquet")
     metadata = {"expression": "0.1 * rg_vlm", "labels": {"rg_vlm": "s256:ab"}, "dataset": dataset.fingerprint}
     column = RewardColumn({key: np.asarray(array, np.float32) for key, array in values.items()}, metadata)
     column.write(part)
@@ -62,9 +62,9 @@ def exported(tmp_path: Path, source: Path, values: dict[tuple[int, int], Any] | 
 
 def test_plain_minari_reads_the_new_rewards_and_the_same_observations(tmp_path: Path, source: Path) -> None:
     done = exported(tmp_path, source)
-    assert done == Exported(tmp_path / "out", "tests/doors-both-v0", 3, 33, 0, ())
+    assert done == Exported(tmp_path / "out", "tests/doors-dense-v0", 3, 33, 0, ())
     before, after = minari.MinariDataset(source / "data"), minari.MinariDataset(done.path / "data")
-    assert (after.id, after.total_episodes, after.total_steps) == ("tests/doors-both-v0", 3, 33)
+    assert (after.id, after.total_episodes, after.total_steps) == ("tests/doors-dense-v0", 3, 33)
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         rewards = known()[index, 0].astype(np.float32)
         assert np.array_equal(new.rewards, rewards.astype(np.float64))
@@ -97,7 +97,7 @@ def test_the_source_and_where_rewards_come_from_are_written_down(tmp_path: Path,
     note = json.loads((done.path / "data/metadata.json").read_text())["guerdon"]["export"]
     assert note["source"] == {"dataset_id": "tests/doors-v0", "fingerprint": fingerprint}
     assert note["column"]["expression"] == "0.1 * rg_vlm"
-    assert note["column"]["fingerprint"] == RewardColumn.read(tmp_path / "run/rewards/both.parquet").fingerprint
+    assert note["column"]["fingerprint"] == RewardColumn.read(tmp_path / "run/rewards/dense.parquet").fingerprint
     assert note["inputs"] == {"dataset": fingerprint, "labels/rg_vlm": "s256:ab"}
     assert note["raters"]["rg_vlm"]["config"] == {"method": "rg-vlm", "vlm": ["scripted"]}
     assert note["guerdon"] == package_version()
@@ -119,7 +119,7 @@ def test_unknown_rewards_are_refused_unless_something_is_said(tmp_path: Path, so
 
 def test_unknown_rewards_become_zero_under_a_mask(tmp_path: Path, source: Path) -> None:
     done = exported(tmp_path, source, with_gap(), unknown="zero")
-    assert str(done) == f"{tmp_path / 'out'} (tests/doors-both-v0: 3 episodes, 33 transitions, 1 unknown rewards written as 0)"
+    assert str(done) == f"{tmp_path / 'out'} (tests/doors-dense-v0: 3 episodes, 33 transitions, 1 unknown rewards written as 0)"
     found = minari.MinariDataset(done.path / "data")[1]
     assert found.rewards.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1]
     assert np.flatnonzero(~found.infos["guerdon_reward_known"]).tolist() == [0, 5]  # entry t+1 belongs to transition t
@@ -145,7 +145,7 @@ def test_another_wording_has_other_rewards(tmp_path: Path, source: Path) -> None
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, source: Path) -> None:
     run = make_run(tmp_path / "run", source, known())
-    with pytest.raises(RunError, match=r"no reward column is called 'sparse'. There are: both. Make one with: guerdon reward"):
+    with pytest.raises(RunError, match=r"no reward column is called 'sparse'. There are: dense. Make one with: guerdon reward"):
         export(run=run, out=tmp_path / "out", rewards="sparse")
     with pytest.raises(UsageError, match="not a Minari dataset id"):
         export(run=run, out=tmp_path / "out", dataset_id="doors")
@@ -209,7 +209,7 @@ def test_d3rlpy_trains_on_an_export(tmp_path: Path, d3rlpy_python: Path) -> None
     source = write(tmp_path / "source", [episode(30, seed, frames={"image": frames[seed]}) for seed in range(6)])
     run = make_run(tmp_path / "run", source, {(seed, 0): np.full(30, 0.25 * seed) for seed in range(6)})
     root = tmp_path / "datasets"
-    export(run=run, out=root / "doors-both-v0", dataset_id="doors-both-v0")
+    export(run=run, out=root / "doors-dense-v0", dataset_id="doors-dense-v0")
     script = Path(__file__).parent / "data" / "train_with_d3rlpy.py"
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(root)}
     done = subprocess.run([d3rlpy_python, script], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)

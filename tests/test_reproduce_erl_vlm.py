@@ -309,7 +309,7 @@ def test_all_arms_have_settings_that_runs_accept(tmp_path: Path) -> None:
     made = {job.settings.out.relative_to(tmp_path): job for job in jobs}
     assert len(made) == len(jobs) == 2 * (9 + 9 + 6) + 1, "one run from pictures"
     decided = {path.parts[2:4]: online.decided(job.settings) for path, job in made.items() if job.world == "metaworld"}
-    for (task, arm), run in decided.items():
+    for (_, arm), run in decided.items():
         assert (run.loop.steps, run.loop.evaluate_every, run.algorithm_settings.batch) == (25_000, 2_500, 256)
         if online.source_of(run.method).kind is not None:
             assert (run.loop.first_session, run.loop.every, run.queries, run.fitting.batch) == (2_000, 1_000, 50, 32)

@@ -6,11 +6,11 @@ The names here are the commands of the same names, as functions; they take the c
 
     guerdon.plan(dataset="data", vlm=("google:gemini-2.5-flash", "openai:gpt-5.4-mini"))
     guerdon.label(dataset="data", run="runs/a", vlm=("google:gemini-2.5-flash",))
-    guerdon.reward(run="runs/a", compose="rg_vlm + sparse - 1", name="both")
+    guerdon.reward(run="runs/a", compose="rg_vlm - 1", name="dense")
     guerdon.fit(run="runs/b", labels=("rating",), name="erl_vlm")
     guerdon.relabel(run="runs/b", model="erl_vlm")
-    guerdon.train(run="runs/a", rewards=("both",))
-    policy = guerdon.load_policy("runs/a/policies/both/seed-0")
+    guerdon.train(run="runs/a", rewards=("dense",))
+    policy = guerdon.load_policy("runs/a/policies/dense/seed-0")
 
 Everything is imported when it is first used: `import guerdon` costs nothing, and labelling needs neither torch nor a simulator.
 """

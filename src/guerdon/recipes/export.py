@@ -37,7 +37,7 @@ class Config:
     """The run folder that holds the reward column."""
     out: Path
     """Folder of the new dataset. To be loaded by its id it lies at $MINARI_DATASETS_PATH/ID."""
-    rewards: str = "both"
+    rewards: str = "dense"
     """Name of the reward column."""
     to: Literal["minari"] = "minari"
     """Format of the new dataset."""

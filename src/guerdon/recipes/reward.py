@@ -30,10 +30,10 @@ class Config:
 
     run: Positional[Path]
     """The run folder that holds the labels."""
-    compose: str = "rg_vlm + sparse - 1"
-    """Expression over label sets and rewards of reward models, e.g. "rg_vlm + sparse - 1", "rg_vlm - 1", "sparse",
-    "0.1 * erl_vlm + sparse", "potential(rg_vlm) + sparse"."""
-    name: str = "both"
+    compose: str = "rg_vlm - 1"
+    """Expression over label sets and rewards of reward models, e.g. "rg_vlm - 1", "rg_vlm + sparse - 1", "sparse",
+    "erl_vlm - 1", "potential(rg_vlm) + sparse"."""
+    name: str = "dense"
     """Name of the reward column; arms of a comparison go by it."""
     gamma: float | None = None
     """Discount factor that policies learn from this reward with; also that of potential(...) and of the checks. If not given, 0.8 where

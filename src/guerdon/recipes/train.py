@@ -36,7 +36,7 @@ class Config:
 
     run: Positional[Path]
     """The run folder."""
-    rewards: tuple[str, ...] = ("both",)
+    rewards: tuple[str, ...] = ("dense",)
     """Names of reward columns (guerdon reward); each becomes an arm of the comparison."""
     algorithm: str = "iql"
     """How to learn: iql, or bc, which imitates and reads no rewards."""
