@@ -192,14 +192,16 @@ def test_every_mark_of_the_page_is_known(results: Results) -> None:
     page = PAGE.read_text(encoding="utf-8")
     keys = re.findall(r"<!-- fill (.+?) -->", page)
     assert {f"table {name}" for name in TABLES} <= set(keys), "every table has its place"
-    filled = _study.filled(page, lambda key: value_of(key, results))
+    filled = _study.filled(page, lambda key: value_of(key, results, ARMS))
+    assert "<!-- fill mean potential fixed -->–<!-- /fill -->" in filled, "an arm that was not carried out yet"
+    assert "<!-- fill mean both fixed -->1.000 [1.00, 1.00]<!-- /fill -->" in filled
     assert "`guerdon reproduce rg-vlm`" in filled
     assert "took <!-- fill minutes -->3<!-- /fill --> minutes" in filled
     for name in figures(results):
         assert f"(rg-vlm-{name}.svg)" in page
     for key in ("table nothing", "mean nobody fixed", "drop nobody", "verdict nothing", "better both nobody fixed", "poem"):
         with pytest.raises(KeyError):
-            value_of(key, results)
+            value_of(key, results, ARMS)
 
 
 def test_figures_show_every_number(results: Results) -> None:

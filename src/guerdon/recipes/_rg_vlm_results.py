@@ -501,10 +501,19 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 }
 
 
-def value_of(key: str, results: Results) -> str:
+def value_of(key: str, results: Results, known: Iterable[str] = ()) -> str:
     """What stands between the marks of a page: "table NAME", "mean ARM START", "better ARM ARM START", "drop ARM", "verdict CLAIM",
-    "command", "minutes", "machine", "version", "rater", "tasks", "episodes", "transitions", "policies". Raises KeyError for another."""
+    "command", "minutes", "machine", "version", "rater", "tasks", "episodes", "transitions", "policies". Raises KeyError for another.
+
+    Args:
+        key: of the mark.
+        results: what was found.
+        known: arms that the study may have; numbers of those that were not carried out are dashes.
+    """
+    missing = set(known) - set(results.arms)
     match key.split(" "):
+        case ["mean" | "better" | "drop", *rest] if missing & set(rest):
+            return _NONE
         case ["table", *name]:
             return TABLES[" ".join(name)](results)
         case ["mean", arm, start]:

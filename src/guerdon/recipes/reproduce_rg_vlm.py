@@ -681,5 +681,5 @@ def _write(config: Config, settings: Mapping[str, Any], found: Mapping[str, Any]
     return _study.write_study(
         config.out / RESULTS, record, config.out / ROWS, arrow.table(columns, schema=_SCHEMA),
         tables=((name, give(results)) for name, give in TABLES.items()),
-        figures=figures(results), page=config.page, value_of=lambda key: value_of(key, results),
+        figures=figures(results), page=config.page, value_of=lambda key: value_of(key, results, ARMS),
     )  # fmt: skip
