@@ -354,15 +354,18 @@ def test_cancelling_one_leaves_the_others(model: Path, build: Build, passes: Pas
     rater = build(model)
 
     async def asking() -> list[Any]:
-        tasks = [asyncio.create_task(rater.ask(request(number, Scores(3)))) for number in range(8)]
+        before = asyncio.create_task(rater.ask(request(8, Scores(40, 100_000_000, 999_999_999))))
+        while not passes.sizes:
+            await asyncio.sleep(0.001)
+        tasks = [asyncio.create_task(rater.ask(request(number, Scores(3)))) for number in range(8)]  # they wait for that one's pass
         await asyncio.sleep(0)
         tasks[2].cancel()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        return await asyncio.gather(*tasks, before, return_exceptions=True)
 
     outcomes = asyncio.run(asking())
     assert isinstance(outcomes.pop(2), asyncio.CancelledError)
     assert all(isinstance(outcome, Reply) for outcome in outcomes)
-    assert sum(passes.sizes) == 7
+    assert sum(passes.sizes) == 1 + 7
 
 
 def test_cancelling_all_ends_the_pass(model: Path, build: Build, passes: Passes) -> None:
