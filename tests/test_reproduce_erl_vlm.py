@@ -405,7 +405,8 @@ def test_a_run_is_interrupted_when_its_caller_stops(monkeypatch: pytest.MonkeyPa
 
 
 TINY_METAWORLD = {
-    "episode_steps": 25, "evaluation_tasks": 1, "queries": 12, "loop": {"random_steps": 10, "first_session": 30, "every": 15},
+    "episode_steps": 25, "repeat": 2, "edges": {DRAWER: [0.15, 0.2]}, "evaluation_tasks": 1, "queries": 12,
+    "loop": {"random_steps": 10, "first_session": 30, "every": 15},
     "fitting": {"batch": 8, "width": 8, "members": 1, "epochs": 1}, "algorithm": {"hidden": [8, 8], "batch": 16},
 }  # fmt: skip
 TINY_BABYAI = {

@@ -164,11 +164,10 @@ class Pass:
         return self._exact if self._exact is self._seen[-1] else self._exact.copy_(self._seen[-1])
 
 
-def said(layers: Layers, inputs: Tensor, *, normed: bool = False) -> Tensor:
-    """What a perceptron says of (B, inputs), in float32, for whoever does not go back."""
+def said(layers: Layers, inputs: Tensor) -> Tensor:
+    """What a perceptron that is not normalised says of (B, inputs), in float32, for whoever does not go back."""
     for weight, bias in layers[:-1]:
-        summed = F.linear(inputs, weight, bias)
-        inputs = F.relu(F.layer_norm(summed, summed.shape[1:], eps=_SMALL) if normed else summed)
+        inputs = F.relu(F.linear(inputs, weight, bias))
     return F.linear(inputs, *layers[-1])
 
 

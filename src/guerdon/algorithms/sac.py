@@ -92,8 +92,8 @@ class SAC(OnlineAlgorithm):
         hidden: tuple[int, ...] = (256, 256, 256)
         """Widths of the hidden layers of each network."""
         normed_critics: bool = False
-        """Whether the critics normalise their hidden units before they rectify them. (Not published with these settings; values are then
-        learned from far fewer steps, see Hiraoka et al. 2022, "Dropout Q-Functions for Doubly Efficient Reinforcement Learning".)"""
+        """Whether the critics normalise their hidden units before they rectify them. Not published with these settings; meant for learning
+        from few steps, as in Hiraoka et al. 2022, "Dropout Q-Functions for Doubly Efficient Reinforcement Learning"."""
         precision: Precision = "float32"
         """Of the matrix products in updates: float32, or bfloat16, which is faster on processors and cards that have it."""
 

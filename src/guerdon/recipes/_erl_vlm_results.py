@@ -399,7 +399,7 @@ def metaworld_settings_table(results: Results) -> str:
     loop, queries, algorithm = shared["loop"], shared["queries"], shared["algorithm"]
     rates = {name: f"{algorithm.get(f'{name}_learning_rate', usual):g}" for name, usual in _RATES.items()}
     classes = "; ".join(
-        f"{task}: {len(edges) + 1}, from {', '.join(f'{10 * edge:g}' for edge in edges)}" for task, edges in shared.get("edges", {}).items()
+        f"{task}: {len(edges) + 1}, from {', '.join(f'{10 * edge:g}' for edge in edges)}" for task, edges in shared["edges"].items()
     )
     sessions = len(range(loop["first_session"], loop["steps"], loop["every"]))
     return _settings(
@@ -420,7 +420,7 @@ def metaworld_settings_table(results: Results) -> str:
         ("its critics normalise their units", "yes" if algorithm.get("normed_critics") else "no", "no"),
         ("updates from one step of its target to the next", algorithm.get("target_every", 2), "2"),
         ("steps of an episode", shared["episode_steps"], "500"),
-        ("steps of the simulator in each", shared.get("repeat", 1), "1"),
+        ("steps of the simulator in each", shared["repeat"], "1"),
         ("classes of ratings, and the simulator's reward at which they begin", classes or _NONE, "Drawer Open 3, Sweep Into 2"),
         ("tasks in an evaluation", shared["evaluation_tasks"], "10"),
         ("who rates", "the simulator, in classes", "Gemini 1.5 Pro, from a picture"),

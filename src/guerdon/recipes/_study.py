@@ -204,9 +204,13 @@ class Line:
     colour: int | None = None
     """Number of its colour, for what is drawn in several figures; its place among the series of this one if not given."""
 
+    def number(self, place: int) -> int:
+        """Number of its colour in a figure where it has this place."""
+        return place if self.colour is None else self.colour
+
     def shade(self, place: int) -> str:
         """Its colour in a figure where it has this place."""
-        return _COLOURS[(place if self.colour is None else self.colour) % len(_COLOURS)]
+        return _COLOURS[self.number(place) % len(_COLOURS)]
 
 
 def lines(title: str, places: Sequence[str], drawn: Sequence[Line], *, axis: str, measure: str) -> str:
@@ -254,7 +258,7 @@ def curves(title: str, points: Sequence[float], drawn: Sequence[Line], *, axis: 
     marks += [_band(found, colour, height_of) for found, colour in zip(placed, colours, strict=True)]
     for number, (line, found, colour) in enumerate(zip(drawn, placed, colours, strict=True)):
         path = " ".join(f"{x:.1f},{height_of(each.value):.1f}" for x, each, _ in found)
-        dashes = ' stroke-dasharray="5 3"' if (number if line.colour is None else line.colour) >= len(_COLOURS) else ""
+        dashes = ' stroke-dasharray="5 3"' if line.number(number) >= len(_COLOURS) else ""
         marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dashes}/>')
         for x, each, point in found:
             tip = f"<title>{escape(f'{line.name}, {point}: {shown(each)}')}</title>"

@@ -296,14 +296,13 @@ def _in_metaworld(config: Config, arm: Arm, task: str, seed: int) -> Job:
     from guerdon.training.online import Config as Loop
 
     shared = METAWORLD_SETTINGS
-    asks = online.source_of(arm.method).kind is not None
-    judged = {"queries": shared["queries"], "fitting": _fitting(arm, shared["fitting"]), **arm.settings} if asks else {}
-    edges = tuple(shared.get("edges", {}).get(task, ()))
-    if edges and online.source_of(arm.method).kind == "ratings":
+    kind, edges = online.source_of(arm.method).kind, tuple(shared["edges"].get(task, ()))
+    judged = {"queries": shared["queries"], "fitting": _fitting(arm, shared["fitting"]), **arm.settings} if kind is not None else {}
+    if edges and kind == "ratings":
         judged |= {"edges": edges, "levels": len(edges) + 1}
     settings = online.Config(
         method=arm.method, out=config.run(arm, task, seed), task=task, seed=seed, episode_steps=shared["episode_steps"],
-        repeat=shared.get("repeat", 1), evaluation_tasks=shared["evaluation_tasks"], loop=Loop(**_schedule(config.steps)),
+        repeat=shared["repeat"], evaluation_tasks=shared["evaluation_tasks"], loop=Loop(**_schedule(config.steps)),
         algorithm_settings=SAC.Config(**shared["algorithm"]), quiet=True, **judged,
     )  # fmt: skip
     return Job(METAWORLD, settings, config.steps)
