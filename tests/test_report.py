@@ -76,8 +76,8 @@ def add_labels(run: Run, rater: str = "scripted", dollars: float | None = None, 
     run.finish(part, Manifest({"method": "rg-vlm"}, {}, results, {"command": "guerdon label data --run run"}))
 
 
-def add_rewards(run: Run) -> None:
-    for name, expression in EXPRESSIONS.items():
+def add_rewards(run: Run, expressions: Mapping[str, str] = EXPRESSIONS) -> None:
+    for name, expression in expressions.items():
         part = run.part("rewards", name).with_suffix(".parquet")
         part.parent.mkdir(exist_ok=True)
         part.write_bytes(b"not read by the report")
@@ -105,7 +105,7 @@ def add_evaluation(run: Run, arm: str, level: float, seeds: int = 3) -> None:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text("".join(json.dumps(each) + "\n" for each in rows))
         run.finish(part, Manifest({}, {}, {"seconds": 5.0, "advantage_spearman": 0.3 + 0.1 * seed if arm == "both" else None}))
-        if arm in EXPRESSIONS:
+        if run.part("rewards", arm).with_suffix(".parquet").exists():
             policy = run.part("policies", arm) / f"seed-{seed}"
             run.finish(policy, Manifest({"algorithm": "iql", "reward": arm}, {}, {"seconds": 80.0}))
 
@@ -263,6 +263,18 @@ def test_the_headline_arm_is_chosen_by_what_it_is_and_not_by_its_result(tmp_path
     assert results.drop("both").estimate is None
     assert "not above that of a random policy" in plain(render(read_contents(run.path), None))
     assert "nothing is shown to have been learned" in plain(render(read_contents(run.path), None))
+
+
+def test_labels_alone_come_before_labels_with_a_sparse_reward(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    expressions = {**EXPRESSIONS, "rg_vlm": "rg_vlm - 1"}
+    add_rewards(run, expressions)
+    for arm in expressions:
+        add_evaluation(run, arm, 0.5)
+    results = Results.of(read_contents(run.path))
+    assert results.headline is not None
+    assert results.headline.name == "rg_vlm"
+    assert [arm.name for arm in results.arms] == ["rg_vlm", "both", "sparse"]
 
 
 def test_arms_are_shown_in_the_order_of_their_roles(tmp_path: Path) -> None:

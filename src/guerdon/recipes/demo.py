@@ -154,7 +154,7 @@ def _compose(config: Config) -> list[str]:
     """Composes the arms' rewards; returns their names."""
     made = []
     for name, expression in ARMS.items():
-        composed = reward(run=config.out, compose=expression, name=name, controls=config.controls and name == "both")
+        composed = reward(run=config.out, compose=expression, name=name, controls=config.controls and name == "rg_vlm")
         for one in composed:
             made.append(one.path.stem)
             print(f"      {one.path.stem}: {one.expression}: mean {one.statistics['mean']:.3f}, coverage {one.statistics['coverage']:.1%}")

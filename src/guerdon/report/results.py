@@ -122,9 +122,10 @@ class Results:
 
     @cached_property
     def headline(self) -> Arm | None:
-        """The arm the report is about: IQL on labels and sparse reward, or the nearest to it. Chosen by what it is, not by its result."""
+        """The arm the report is about: IQL on labels alone, the default reward, or the nearest to it. Chosen by what it is, not by its
+        result."""
         methods = [arm for arm in self.arms if arm.role == "method"]
-        preference = {arm.name: (arm.algorithm == "IQL", bool(arm.names - {"sparse"}), "sparse" in arm.names) for arm in methods}
+        preference = {arm.name: (arm.algorithm == "IQL", bool(arm.names - {"sparse"}), "sparse" not in arm.names) for arm in methods}
         return max(methods, key=lambda arm: preference[arm.name], default=None)
 
     @cached_property
@@ -191,7 +192,7 @@ def _arms(contents: Contents, names: set[str]) -> list[Arm]:
     """The evaluated arms in the order in which they are shown: methods, references, controls, baselines."""
     order = ("method", "reference", "control", "baseline")
     described = [_arm(contents, name) for name in sorted(names)]
-    ranked = sorted(described, key=lambda arm: (order.index(arm.role), arm.algorithm == "BC", "sparse" not in arm.names, -len(arm.names)))
+    ranked = sorted(described, key=lambda arm: (order.index(arm.role), arm.algorithm == "BC", not arm.names - {"sparse"}, len(arm.names)))
     colours = {arm.name: place for place, arm in enumerate(arm for arm in ranked if arm.name != RANDOM)}
     return [replace(arm, colour=colours.get(arm.name, 0)) for arm in ranked]
 
