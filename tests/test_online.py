@@ -32,6 +32,7 @@ from guerdon.rewards.fitting import Config as Fitting  # noqa: E402
 from guerdon.training import online_records as records  # noqa: E402
 from guerdon.training.online import Config, Episode, OnlineRun, Rewards, SparseReward, Spent, TrueReward, World, evaluate  # noqa: E402
 from guerdon.training.policy import load_policy  # noqa: E402
+from tests.curves import curves, points  # noqa: E402
 
 # --- schedules ----------------------------------------------------------------------------------------------------------------------
 
@@ -166,9 +167,12 @@ SHORT = Config(
 )
 
 
-def line_run(out: Path, rewards: Rewards, algorithm: OnlineAlgorithm | None = None, config: Config = SHORT, **changes: Any) -> OnlineRun:
+def line_run(
+    out: Path, rewards: Rewards, algorithm: OnlineAlgorithm | None = None, config: Config = SHORT, *, show: bool = False, **changes: Any
+) -> OnlineRun:
     out.mkdir(exist_ok=True)
-    return OnlineRun(algorithm or Watched(), line_world(**changes), rewards, config.schedule(), batch=8, seed=3, out=out)
+    world, schedule = line_world(**changes), config.schedule()
+    return OnlineRun(algorithm or Watched(), world, rewards, schedule, batch=8, seed=3, out=out, log_to_tensorboard=show)
 
 
 def test_random_steps_then_exploring_then_sessions_with_all_rewards_anew(tmp_path: Path) -> None:
@@ -256,6 +260,17 @@ def test_a_run_that_stops_anywhere_goes_on_with_equal_numbers(tmp_path: Path, re
     assert same_lines(tmp_path / "parts") == same_lines(tmp_path / "whole")
     one, other = (each.algorithm.state() for each in (whole, run))
     assert all(torch.equal(one[name], other[name]) for name in ("policy", "critics", "target", "log_temperature"))
+
+
+def test_tensorboard_shows_what_the_lines_say_also_of_a_run_that_stopped(tmp_path: Path) -> None:
+    config = replace(SHORT, log_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        line_run(tmp_path, TrueReward(), config=config, show=True).learn(lambda made, _steps: _interrupt(made >= 12))
+    run = line_run(tmp_path, TrueReward(), config=config, show=True)  # from step 7 on
+    run.learn()
+    run.close()
+    lines = points(records.read_lines(tmp_path / records.METRICS), "learning/")
+    assert curves(tmp_path / "tensorboard") == lines | points(records.read_lines(tmp_path / records.EVALUATIONS), "evaluation/")
 
 
 def _interrupt(now: bool) -> None:

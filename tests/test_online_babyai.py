@@ -30,6 +30,7 @@ from guerdon.training import online_episodes
 from guerdon.training.online_episodes import EpisodeDataset, _Again
 from guerdon.training.online_records import read_lines, read_state
 from guerdon.training.policy import load_policy
+from tests.curves import curves, points
 
 LOOP = online_episodes.Config(
     rounds=3, episodes=3, updates=3, session_every=2, evaluate_every=3, capacity=420, memory=True, sequences=2, context=32
@@ -55,7 +56,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of erl-vlm."""
     out = tmp_path_factory.mktemp("online") / "erl-vlm"
-    online_babyai.of(config(out, "erl-vlm"))
+    online_babyai.of(config(out, "erl-vlm", tensorboard=True))
     return out
 
 
@@ -123,6 +124,7 @@ def test_a_run_writes_all_that_it_should(finished: Path) -> None:
     assert {row["start"] for row in evaluations[0]["outcomes"]} == {"fixed", "randomised"}
     assert metrics[-1]["step"] > metrics[1]["step"] > 0
     assert metrics[-1]["transitions"] < metrics[0]["transitions"] + metrics[-1]["step"]  # the oldest episodes made room
+    assert curves(finished / "tensorboard") == points(metrics)
     policy = load_policy(finished / "policy")
     policy.start("go to the red ball")
     size = policy.spec.views["full"]

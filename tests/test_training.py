@@ -147,7 +147,7 @@ def test_divergence_is_an_error_and_leaves_no_policy(tmp_path: Path) -> None:
 def test_tensorboard_on_request(tmp_path: Path) -> None:
     run(tmp_path / "without")
     assert not (tmp_path / "without" / "tensorboard").exists()
-    run(tmp_path / "with", tensorboard=True)
+    run(tmp_path / "with", log_to_tensorboard=True)
     assert list((tmp_path / "with" / "tensorboard").glob("events*"))
 
 

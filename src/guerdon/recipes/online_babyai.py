@@ -64,7 +64,7 @@ from guerdon.training.online_records import EVALUATIONS, METRICS, alone, begin_o
 DEMONSTRATIONS, FEEDBACK, TASKS = "demonstrations", "feedback", "tasks.json"
 METHODS = ("erl-vlm", "vanilla", "rl-vlm-f", "true", "sparse")
 """Where rewards come from."""
-_NOT_OF_THE_NUMBERS = frozenset({"out", "quiet", "yes", "store", "max_cost", "concurrency"})
+_NOT_OF_THE_NUMBERS = frozenset({"out", "quiet", "tensorboard", "yes", "store", "max_cost", "concurrency"})
 """Settings that change nothing that is learned: a run may go on with others. More may be spent on a run than was allowed at first."""
 
 Transform = Literal["cost", "raw", "unit"]
@@ -138,6 +138,8 @@ class Config:
     """Agree that pictures leave this machine for the rater's provider, without being asked."""
     store: str | None = None
     """The reply store; the user's own if not given."""
+    tensorboard: bool = False
+    """Also write the numbers for TensorBoard."""
     slots: int = 16
     """Worlds that the policy acts in at a time."""
     quiet: bool = False
@@ -245,7 +247,7 @@ def online_babyai(config: Config) -> Learned:
         world = BabyAITasks(dataset, _frozen_tasks(config, dataset), config.view, other_starts=config.other_starts, slots=config.slots)
         run = OnlineEpisodes(world, _rewards(config, world), config.loop, config.learning(), seed=config.seed, out=config.out)
         with progress_bar(f"learning from {config.method}", quiet=config.quiet) as progress:
-            run.run(progress)
+            run.run(progress, log_to_tensorboard=config.tensorboard)
         results = _results(config)
         write_json(config.out / MANIFEST, Manifest(asked, {}, results).to_record())
     return Learned(config.out, results, kept=False)

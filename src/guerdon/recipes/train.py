@@ -196,7 +196,7 @@ def _train_one(job: Job, progress: Progress) -> None:
         "algorithm_name": job.config.algorithm, "config": algorithm_settings, "updates": updates,
         "seed": job.seed, "out": job.part, "loop": job.config.loop_settings,
     }  # fmt: skip
-    watching: dict[str, Any] = {"progress": progress, "tensorboard": job.config.tensorboard}
+    watching: dict[str, Any] = {"progress": progress, "log_to_tensorboard": job.config.tensorboard}
     try:
         offline.train(transitions, **which, **watching)
     except StaleInput:  # an earlier attempt with other rewards or settings: this command is the one that makes the part anew

@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from guerdon import discover
-from guerdon.errors import MissingExtra, PolicyError, StaleInput, UsageError
+from guerdon.errors import PolicyError, StaleInput, UsageError
 from guerdon.interfaces import Algorithm
 from guerdon.machine import Device, Machine, Precision, quick_products
 from guerdon.records import canonical_json
 from guerdon.runs import writing
 from guerdon.training.policy import RECORD, read_record, read_tensors, save_policy, write_tensors
+from guerdon.training.tensorboard import TensorBoard
 from guerdon.transitions import Chunk, ObservationSpec, Sampler, Transitions, collate
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
@@ -123,7 +124,7 @@ def train(
     out: Path,
     loop: Config | None = None,
     progress: Progress | None = None,
-    tensorboard: bool = False,
+    log_to_tensorboard: bool = False,
     resume: bool = True,
 ) -> Path:
     """Trains one policy; goes on where an earlier call with the same arguments stopped, with the same numbers as if it had not.
@@ -137,7 +138,7 @@ def train(
         out: folder of this policy.
         loop: batches and checkpoints; None takes the defaults.
         progress: told how far it is.
-        tensorboard: also write the metrics for TensorBoard.
+        log_to_tensorboard: also write the metrics for TensorBoard.
         resume: False begins anew, whatever lies in `out`.
 
     Returns:
@@ -155,7 +156,7 @@ def train(
         run.clear()
     if not run.is_finished():
         run.restore()
-        run.learn(progress, tensorboard)
+        run.learn(progress, log_to_tensorboard)
     return run.out
 
 
@@ -278,10 +279,17 @@ class _TrainingRun:
             cure = "Choose another folder, or begin anew with resume=False."
             raise StaleInput(f"belongs to a run with other {', '.join(differing)}", where=str(path), cure=cure)
 
-    def learn(self, progress: Progress | None, tensorboard: bool) -> None:
-        listeners: list[Callable[[Mapping[str, float]], None]] = [_MetricsFile(self.out / METRICS, self.made).append]
-        if tensorboard:
-            listeners.append(_tensorboard(self.out / "tensorboard"))
+    def learn(self, progress: Progress | None, log_to_tensorboard: bool) -> None:
+        with ExitStack() as open_files:
+            listeners: list[Callable[[Mapping[str, float]], None]] = [_MetricsFile(self.out / METRICS, self.made).append]
+            if log_to_tensorboard:
+                board = TensorBoard(self.out, done=self.made)
+                open_files.callback(board.close)
+                listeners.append(lambda line: board.write(self.made, line))
+            self._learn(progress, listeners)
+        save_policy(self.out, self.algorithm.policy, self.spec, self.asked)
+
+    def _learn(self, progress: Progress | None, listeners: Sequence[Callable[[Mapping[str, float]], None]]) -> None:
         updates: int = self.asked["updates"]
         while self.made < updates:
             means = self._updates(min(self.loop.log_every, updates - self.made))
@@ -291,7 +299,6 @@ class _TrainingRun:
                 self._save()
             if progress:
                 progress(self.made, updates)
-        save_policy(self.out, self.algorithm.policy, self.spec, self.asked)
 
     def _updates(self, count: int) -> dict[str, float]:
         """Makes `count` updates; returns the means of their metrics, which are read from the device once, at the end."""
@@ -338,20 +345,6 @@ def _update_of(line: str) -> float:
         return int(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("tensorboard", "train") from error
-
-    def write(line: Mapping[str, float]) -> None:
-        with SummaryWriter(folder) as writer:
-            for name, value in line.items():
-                writer.add_scalar(name, value, int(line["update"]))
-
-    return write
 
 
 def _flatten(state: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:

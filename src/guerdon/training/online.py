@@ -44,16 +44,15 @@ from guerdon.seeding import generator
 from guerdon.training.online_records import (
     EVALUATIONS,
     METRICS,
-    TENSORBOARD,
     Checkpoints,
     Line,
     Lines,
     Outcome,
     evaluation_line,
     read_state,
-    tensorboard,
     write_state,
 )
+from guerdon.training.tensorboard import TensorBoard
 
 Progress = Callable[[int, int], object]
 """Called with the steps made and the steps to make."""
@@ -421,7 +420,6 @@ class OnlineRun:
         self.seconds = 0.0
         self._batch = batch
         self._film, self._filmed, self._film_view = film, filmed, film_view
-        self._tensorboard = tensorboard(out / TENSORBOARD) if log_to_tensorboard else None
         self._environment = world.make(world.views)
         self._evaluated: Environment | None = None
         self._filming: Environment | None = None
@@ -435,9 +433,12 @@ class OnlineRun:
         self._buffer = self._new_buffer() if restored is None else restored
         until = self.made if self._began else -1
         self._metrics, self._evaluations = (Lines(out / name, until=until) for name in (METRICS, EVALUATIONS))
+        self._tensorboard = TensorBoard(out, done=until) if log_to_tensorboard else None
 
     def close(self) -> None:
-        """Gives the environments back."""
+        """Gives the environments back, and ends the files that are open."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         for environment in (self._environment, self._evaluated, self._filming):
             if environment is not None:
                 environment.close()
@@ -595,7 +596,7 @@ class OnlineRun:
 
     def _show(self, heading: str, line: Line) -> None:
         if self._tensorboard is not None:
-            self._tensorboard(heading, line)
+            self._tensorboard.write(int(line["step"]), line, heading)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from guerdon.records import EpisodeInfo, Frames, Task, array_digest, canonical_j
 from guerdon.seeding import generator, stream_seed
 from guerdon.training.online_records import EVALUATIONS, METRICS, Checkpoints, Lines, Outcome, evaluation_line, read_state, write_state
 from guerdon.training.policy import Policy, save_policy
+from guerdon.training.tensorboard import TensorBoard
 from guerdon.transitions import ObservationSpec, Sampler, Transitions, Vocabulary
 
 POLICY = "policy"
@@ -412,11 +414,25 @@ class OnlineEpisodes:
         self.steps = 0
         """Actions that the policy took, demonstrations and evaluations not counted."""
 
-    def run(self, progress: Progress | None = None) -> Path:
-        """Makes all rounds that are left; returns the folder of the policy."""
+    def run(self, progress: Progress | None = None, *, log_to_tensorboard: bool = False) -> Path:
+        """Makes all rounds that are left, with the numbers for TensorBoard too if asked for; returns the folder of the policy."""
         self._restore()
         until = self.steps if self.rounds_done >= 0 else -1
         metrics, evaluations = (Lines(self._out / name, until=until) for name in (METRICS, EVALUATIONS))
+        with ExitStack() as open_files:
+            shown = [metrics.append]
+            if log_to_tensorboard:
+                board = TensorBoard(self._out, done=until)
+                open_files.callback(board.close)
+                shown.append(lambda line: board.write(self.steps, line))
+            self._rounds(progress, shown, evaluations)
+        assert self.learner is not None
+        assert self._spec is not None
+        facts = {"algorithm": "iql", "config": asdict(self._algorithm), "seed": self._seed, "updates": self.config.all_updates}
+        save_policy(self._out / POLICY, self.learner.policy, self._spec, facts)
+        return self._out / POLICY
+
+    def _rounds(self, progress: Progress | None, shown: Sequence[Callable[[dict[str, Any]], None]], evaluations: Lines) -> None:
         for number in range(self.rounds_done + 1, self.config.rounds + 1):
             began = time.process_time()
             line = self._round(number)
@@ -424,16 +440,13 @@ class OnlineEpisodes:
                 found = self._evaluate()
                 evaluations.append(found)
                 line |= {name: value for name, value in found.items() if name.startswith(("success", "return"))}
-            metrics.append({**line, "seconds": round(time.process_time() - began, 3)})
+            line["seconds"] = round(time.process_time() - began, 3)
+            for show in shown:
+                show(line)
             self.rounds_done = number
             self._checkpoints.write(self.steps, lambda folder: write_state(folder, self._state()))
             if progress is not None:
                 progress(number + 1, self.config.rounds + 1)
-        assert self.learner is not None
-        assert self._spec is not None
-        facts = {"algorithm": "iql", "config": asdict(self._algorithm), "seed": self._seed, "updates": self.config.all_updates}
-        save_policy(self._out / POLICY, self.learner.policy, self._spec, facts)
-        return self._out / POLICY
 
     def _evaluate(self) -> dict[str, Any]:
         rows = self._world.evaluate(self._acting())

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from guerdon.errors import MissingExtra, RunError
+from guerdon.errors import RunError
 from guerdon.runs import FORMAT, package_version, read_json, write_json, writing
 from guerdon.training.policy import read_tensors, write_tensors
 
-CONFIG, METRICS, EVALUATIONS, CHECKPOINTS, TENSORBOARD = "config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoint", "tensorboard"
+CONFIG, METRICS, EVALUATIONS, CHECKPOINTS = "config.json", "metrics.jsonl", "evaluations.jsonl", "checkpoint"
 _STATE, _LOCK = "state.safetensors", ".lock"
 
 Line = Mapping[str, Any]
@@ -93,22 +93,6 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def tensorboard(folder: Path) -> Callable[[str, Line], None]:
-    """What writes the numbers of a line for TensorBoard, under a heading. Raises MissingExtra."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("tensorboard", "train") from error
-
-    def write(heading: str, line: Line) -> None:
-        with SummaryWriter(folder) as writer:
-            for name, value in line.items():
-                if name != "step" and isinstance(value, int | float):
-                    writer.add_scalar(f"{heading}/{name}", value, int(line["step"]))
-
-    return write
 
 
 # --- a folder that belongs to settings --------------------------------------------------------------------------------------------------
