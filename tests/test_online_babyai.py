@@ -20,7 +20,7 @@ from guerdon.evaluation.tasks import TaskList
 from guerdon.evaluation.truth import qualities
 from guerdon.networks import PolicyNetwork
 from guerdon.recipes import feedback
-from guerdon.recipes.online_babyai import BabyAITasks, Config, Plan, SparseRewards, TrueRewards, online_babyai
+from guerdon.recipes.online_babyai import METHODS, BabyAITasks, Config, Plan, QualityRewards, SparseRewards, TrueRewards, online_babyai
 from guerdon.records import Task
 from guerdon.rewards import fitting
 from guerdon.rewards.fitting import load_model
@@ -97,7 +97,11 @@ def test_an_episode_that_ends_early_is_no_success(world: BabyAITasks) -> None:
 
 def test_rewards_of_the_simulator(world: BabyAITasks) -> None:
     shown = EpisodeDataset(world.demonstrations(), ())
-    for sparse, true, episode in zip(SparseRewards().of(shown), TrueRewards().of(shown), world.demonstrations(), strict=True):
+    found = [rewards.of(shown) for rewards in (SparseRewards(), TrueRewards(), QualityRewards())]
+    for sparse, true, quality, episode in zip(*found, world.demonstrations(), strict=True):
+        assert_array_equal(quality, 2 * (episode.privileged["quality"][1:] - 1))
+        assert quality.min() >= -2
+        assert quality[-1] == 0.0
         assert sparse.tolist() == [0.0] * (len(sparse) - 1) + [1.0]
         assert_array_equal(true, episode.privileged["contribution"])
         assert episode.rewards.sum() == pytest.approx(1.0)  # all sub-tasks done
@@ -226,7 +230,9 @@ def test_a_world_that_gives_other_pictures_is_noticed(finished: Path, tmp_path: 
         online_babyai.of(config(copy, "erl-vlm"))
 
 
-@pytest.mark.parametrize("method", ["sparse", "rl-vlm-f", *(pytest.param(name, marks=pytest.mark.slow) for name in ("true", "vanilla"))])
+@pytest.mark.parametrize(
+    "method", ["sparse", "rl-vlm-f", *(pytest.param(name, marks=pytest.mark.slow) for name in ("true", "quality", "vanilla"))]
+)
 def test_all_rivals_learn_in_the_same_loop(tmp_path: Path, method: str) -> None:
     loop = replace(LOOP, rounds=1, session_every=1, evaluate_every=1, updates=2)
     online_babyai.of(config(tmp_path / "run", method, loop=loop))
@@ -260,6 +266,16 @@ def test_presets_are_those_of_the_methods(tmp_path: Path) -> None:
     for method in ("erl-vlm", "vanilla", "rl-vlm-f"):
         assert Config(method=method, out=tmp_path).fitting_settings() == feedback.fitting_preset(method)
     assert Config(out=tmp_path).learning().expectile == 0.5
+    discounts = {method: Config(method=method, out=tmp_path).learning().discount for method in METHODS}
+    assert discounts == {
+        "true": 0.8,
+        "quality": 0.97,
+        "erl-vlm": 0.97,
+        "vanilla": 0.97,
+        "rl-vlm-f": 0.97,
+        "sparse": 0.97,
+    }  # single actions; all others
+    assert Config(method="true", out=tmp_path, algorithm_settings=IQL.Config(discount=0.5)).learning().discount == 0.5
 
 
 @pytest.mark.parametrize(
@@ -272,7 +288,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, settings: dict[str, A
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="erl-vlm, rl-vlm-f, sparse, true, vanilla"):
+    with pytest.raises(UnknownName, match="erl-vlm, quality, rl-vlm-f, sparse, true, vanilla"):
         Config(out=tmp_path, method="sac")
     with pytest.raises(UnknownName, match="teacher"):
         Config(out=tmp_path, teacher="strict")

@@ -82,7 +82,9 @@ def record_of(went: Any) -> dict[str, Any]:
     ]  # fmt: skip
     settings = {
         "steps": 25_000, "rounds": 50,
-        "babyai": {"tasks": 10, "demonstrations": 3, "budget": 1500, "loop": {"episodes": 20, "updates": 200, "session_every": 5}},
+        "babyai": {
+            "tasks": 10, "demonstrations": 3, "feedback": {"budget": 1500}, "loop": {"episodes": 20, "updates": 200, "session_every": 5},
+        },
         "metaworld": {
             "queries": 50, "evaluation_tasks": 10, "fitting": {"batch": 32}, "algorithm": {"batch": 256, "actor_learning_rate": 0.001},
             "episode_steps": 5, "repeat": 4, "edges": {DRAWER: [0.25, 0.5]},
@@ -279,9 +281,13 @@ def test_the_core_of_the_study() -> None:
     for arm, task in Config().chosen:
         by_task.setdefault(task, []).append(arm.name)
     in_metaworld = ["true", "erl_vlm", "erl_vlm_mistake", "vanilla", "vanilla_mistake"]
-    assert by_task == {DRAWER: in_metaworld, SWEEP: in_metaworld, INSTRUCTIONS: ["true", "erl_vlm", "vanilla", "rl_vlm_f", "sparse"]}
+    assert by_task == {
+        DRAWER: in_metaworld,
+        SWEEP: in_metaworld,
+        INSTRUCTIONS: ["true", "quality", "erl_vlm", "vanilla", "rl_vlm_f", "sparse"],
+    }
     assert [(arm.name, task) for arm, task in Config(arms=("erl_vlm_pictures", "erl_vlm_embedded")).chosen] == [
-        ("erl_vlm_pictures", DRAWER), ("erl_vlm_embedded", INSTRUCTIONS),
+        ("erl_vlm_pictures", DRAWER), ("erl_vlm_pictures", SWEEP), ("erl_vlm_embedded", INSTRUCTIONS),
     ]  # fmt: skip
     assert {task for _, task in Config(worlds=("metaworld",), tasks=(SWEEP,)).chosen} == {SWEEP}
 
@@ -307,7 +313,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], error: type[Except
 def test_all_arms_have_settings_that_runs_accept(tmp_path: Path) -> None:
     jobs = jobs_of(Config(out=tmp_path, arms=tuple(ARMS), seeds=2))
     made = {job.settings.out.relative_to(tmp_path): job for job in jobs}
-    assert len(made) == len(jobs) == 2 * (9 + 9 + 6) + 1, "one run from pictures"
+    assert len(made) == len(jobs) == 2 * (9 + 9 + 7) + 2, "one run from pictures of each task"
     decided = {path.parts[2:4]: online.decided(job.settings) for path, job in made.items() if job.world == "metaworld"}
     for (_, arm), run in decided.items():
         assert (run.loop.steps, run.loop.evaluate_every, run.algorithm_settings.batch) == (25_000, 2_500, 256)
@@ -410,7 +416,8 @@ TINY_METAWORLD = {
     "fitting": {"batch": 8, "width": 8, "members": 1, "epochs": 1}, "algorithm": {"hidden": [8, 8], "batch": 16},
 }  # fmt: skip
 TINY_BABYAI = {
-    "tasks": 2, "lengths": [1, 2], "demonstrations": 2, "budget": 60, "loop": {"episodes": 2, "updates": 2, "session_every": 1},
+    "tasks": 2, "lengths": [1, 2], "demonstrations": 2, "feedback": {"budget": 60},
+    "loop": {"episodes": 2, "updates": 2, "session_every": 1},
     "fitting": {"members": 1, "epochs": 1, "encoder": "residual", "channels": 8}, "algorithm": {},
 }  # fmt: skip
 SMALL = {"seeds": 1, "steps": 60, "rounds": 2, "tasks": (DRAWER,), "jobs": 1, "quiet": True}

@@ -294,6 +294,14 @@ CLAIMS: tuple[Claim, ...] = (
         -CLOSE,
     ),
     Claim(
+        "quality",
+        f"Ratings and their model lose little against the true quality of states: no more than {CLOSE:g}",
+        _NONE,
+        (("erl_vlm", "quality"),),
+        ("final", "area"),
+        -CLOSE,
+    ),
+    Claim(
         "sparse",
         "ERL-VLM does better than the sparse reward",
         "household tasks: 99 to 100 % against 67 to 100 %",
@@ -441,7 +449,7 @@ def babyai_settings_table(results: Results) -> str:
         ("episodes in a round", loop["episodes"], _NONE),
         ("gradient steps in a round", loop["updates"], _NONE),
         ("rounds from one session to the next", loop["session_every"], _NONE),
-        ("most labels", shared["budget"], "1,500"),
+        ("most labels", shared["feedback"]["budget"], "1,500"),
         ("episodes in an evaluation", 2 * shared["tasks"], "100"),
         ("who rates", "the simulator, or the embedded rater", "Gemini 1.5 Pro, from pictures"),
         ("what the reward model sees", "a picture and the instruction", "a picture and the instruction"),

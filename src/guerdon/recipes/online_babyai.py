@@ -9,6 +9,7 @@ Its rivals learn in the same loop from other rewards:
     vanilla     the same with cross entropy, shuffled batches and all classes alike
     rl-vlm-f    a model of preferences between two pieces of behaviour under one instruction
     true        the simulator's own measure: whether each action served the instruction
+    quality     how good the state is that each action led to: what ratings without mistakes and a model without errors would give
     sparse      1 when the instruction was carried out
 
 What a rater is shown is a picture, judged by the whole instruction; segments of several transitions if asked for. The first session rates
@@ -52,6 +53,7 @@ from guerdon.recipes.progress import progress_bar
 from guerdon.recipes.settings import as_record, callable_with_settings
 from guerdon.records import Annotation, Task
 from guerdon.rewards import fitting
+from guerdon.rewards.compose import NEXT_ACTIONS, WHOLE_TASK
 from guerdon.rewards.steps import Look, look_of, read_steps
 from guerdon.rollout import run_tasks
 from guerdon.runs import Manifest, read_json, write_json
@@ -62,7 +64,9 @@ from guerdon.training.online_episodes import EpisodeBuffer, EpisodeDataset, Onli
 from guerdon.training.online_records import EVALUATIONS, METRICS, alone, begin_or_go_on, read_lines
 
 DEMONSTRATIONS, FEEDBACK, TASKS = "demonstrations", "feedback", "tasks.json"
-METHODS = ("erl-vlm", "vanilla", "rl-vlm-f", "true", "sparse")
+KNOWN = ("true", "quality", "sparse")
+"""Rewards for which nobody is asked."""
+METHODS = ("erl-vlm", "vanilla", "rl-vlm-f", *KNOWN)
 """Where rewards come from."""
 _NOT_OF_THE_NUMBERS = frozenset({"out", "quiet", "tensorboard", "yes", "store", "max_cost", "concurrency"})
 """Settings that change nothing that is learned: a run may go on with others. More may be spent on a run than was allowed at first."""
@@ -83,7 +87,7 @@ class Config:
     """What to learn in BabyAI, and from what."""
 
     method: Positional[str] = "erl-vlm"
-    """Where rewards come from: erl-vlm, vanilla, rl-vlm-f, true or sparse."""
+    """Where rewards come from: erl-vlm, vanilla, rl-vlm-f, true, quality or sparse."""
     world: Literal["babyai"] = "babyai"
     """Where it learns: several instructions at once in BabyAI. (Meta-World is `guerdon.online`.)"""
     out: Path
@@ -183,7 +187,7 @@ class Config:
     @property
     def asks(self) -> bool:
         """Whether anybody is asked."""
-        return self.method not in ("true", "sparse")
+        return self.method not in KNOWN
 
     @property
     def pairs(self) -> bool:
@@ -208,9 +212,10 @@ class Config:
         return feedback.fitting_preset(self.method)
 
     def learning(self) -> IQL.Config:
-        """Settings of learning."""
+        """Settings of learning; the discount is that for rewards of single actions, or of whole tasks, if none is given."""
         chosen: IQL.Config = Learning() if self.algorithm_settings is None else self.algorithm_settings
-        return chosen
+        usual = NEXT_ACTIONS if self.method == "true" else WHOLE_TASK
+        return chosen if chosen.discount is not None else replace(chosen, discount=usual)
 
     def decisive(self) -> dict[str, Any]:
         """Settings that decide the numbers, JSON-ready; those that nobody reads are left out."""
@@ -283,10 +288,11 @@ def _frozen_tasks(config: Config, dataset: Dataset) -> TaskList:
 
 
 def _rewards(config: Config, world: BabyAITasks) -> Rewards:
-    if config.method == "true":
-        return TrueRewards()
-    if config.method == "sparse":
-        return SparseRewards()
+    if not config.asks:
+        known: dict[str, type[TrueRewards | QualityRewards | SparseRewards]] = {
+            each.name: each for each in (TrueRewards, QualityRewards, SparseRewards)
+        }  # fmt: skip
+        return known[config.method]()
     shown = EpisodeDataset(world.demonstrations(), world.action_names)
     look = look_of(shown, views=world.views, instruction=True)
     segments = sum(max(info.length - config.segment + 1, 0) for info in shown.episodes())
@@ -441,6 +447,16 @@ class TrueRewards(Rewards):
 
     def of(self, episodes: EpisodeDataset) -> list[Rewarded]:
         return [np.asarray(episodes.privileged(index)["contribution"], np.float32) for index in range(len(episodes))]
+
+
+class QualityRewards(Rewards):
+    """How good the state is that an action led to, from -2 to 0 (done): what a reward model gives with `Config.transform` "cost" if neither
+    it nor its rater makes any mistake."""
+
+    name = "quality"
+
+    def of(self, episodes: EpisodeDataset) -> list[Rewarded]:
+        return [2 * np.asarray(episodes.privileged(index)["quality"], np.float32)[1:] - 2 for index in range(len(episodes))]
 
 
 class SparseRewards(Rewards):

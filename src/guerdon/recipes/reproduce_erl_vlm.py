@@ -4,7 +4,8 @@ The setting of the paper (arXiv 2506.12822, its learning curves and its ablation
 and one policy for several instructions at once in BabyAI, instead of ALFRED's household. Ratings come from what the simulator knows,
 without errors or with a fifth of them wrong. Arms differ in their reward only:
 
-- `true` learns from the simulator's own reward, `sparse` from 1 at success and 0 elsewhere;
+- `true` learns from the simulator's own reward (in BabyAI: whether each action served the instruction), `sparse` from 1 at success and 0
+  elsewhere, `quality` from how good each state is, as ratings without any mistake would say;
 - `erl_vlm` learns from ratings, `vanilla` as ratings were learned from before (both also as `..._mistake`, with wrong ratings);
 - `rl_vlm_f` learns from preferences, as many of them as there are ratings;
 - `ce` and `unbalanced` are `erl_vlm_mistake` with another loss, and without balanced batches and weights;
@@ -65,12 +66,12 @@ one way only. What the simulator answers is cut where a task's stages begin: on 
 classes either the beginning or the end would all look alike."""
 BABYAI_SETTINGS: Mapping[str, Any] = {
     "tasks": 10,
-    "lengths": (1, 2),
+    "lengths": (1, 3),
     "demonstrations": 3,
-    "budget": 1_500,
-    "loop": {"episodes": 20, "updates": 200, "session_every": 5},
-    "fitting": {},
-    "algorithm": {},
+    "feedback": {"budget": 1_500, "passes": 10},
+    "loop": {"episodes": 20, "updates": 200, "first_updates": 400, "session_every": 5, "temperature": 0.5},
+    "fitting": {"encoder": "residual", "batch": 32, "learning_rate": 1e-3, "held_out": 0.0, "members": 2},
+    "algorithm": {"inverse_temperature": 3.0},
 }
 _EVALUATIONS = 10
 """Evaluations of a run, beside the one before it begins."""
@@ -108,6 +109,7 @@ class Arm:
 _MISTAKES = {"teacher": "mistake", "error_rate": 0.2}
 _ARMS: tuple[Arm, ...] = (
     Arm(name="true", words="true reward", method="true", core=tuple(TASKS)),
+    Arm(name="quality", words="true quality of states", method="quality", tasks=(INSTRUCTIONS,), core=(INSTRUCTIONS,)),
     Arm(name="erl_vlm", words="ERL-VLM", method="erl-vlm", core=tuple(TASKS)),
     Arm(
         name="erl_vlm_mistake", words="ERL-VLM, a fifth wrong", method="erl-vlm", tasks=METAWORLD_TASKS, core=METAWORLD_TASKS,
@@ -129,7 +131,7 @@ _ARMS: tuple[Arm, ...] = (
         fitting={"sampler": "uniform", "weights": "none"},
     ),
     Arm(
-        name="erl_vlm_pictures", words="ERL-VLM from pictures", method="erl-vlm", tasks=(DRAWER,), most_seeds=1,
+        name="erl_vlm_pictures", words="ERL-VLM from pictures", method="erl-vlm", tasks=METAWORLD_TASKS, most_seeds=1,
         settings={"views": ("close-no-robot",), "size": 64},
     ),
     Arm(
@@ -151,7 +153,7 @@ class Config:
     """Folder of the study; a study that was begun there goes on."""
     arms: tuple[str, ...] = ()
     """Arms by name, tried wherever they can be; if not given, in Meta-World true, erl_vlm and vanilla with right and with wrong ratings, in
-    BabyAI true, erl_vlm, vanilla, rl_vlm_f and sparse. They add to those that the study has already."""
+    BabyAI true, quality, erl_vlm, vanilla, rl_vlm_f and sparse. They add to those that the study has already."""
     worlds: tuple[str, ...] = WORLDS
     """Worlds to learn in."""
     tasks: tuple[str, ...] = METAWORLD_TASKS
@@ -160,7 +162,7 @@ class Config:
     """Runs of each arm."""
     steps: int = 25_000
     """Environment steps of each run in Meta-World."""
-    rounds: int = 50
+    rounds: int = 20
     """Rounds of each run in BabyAI, of 20 episodes each."""
     page: Path | None = None
     """Page whose marks are filled with the numbers; its figures are written beside it. None if not given."""
@@ -313,8 +315,8 @@ def _in_babyai(config: Config, arm: Arm, task: str, seed: int) -> Job:
     from guerdon.training.online_episodes import Config as Loop
 
     shared = BABYAI_SETTINGS
-    asks = online.source_of(arm.method).kind is not None
-    judged = {"budget": shared["budget"], "fitting": _fitting(arm, shared["fitting"]), **arm.settings} if asks else {}
+    asks = arm.method not in online_babyai.KNOWN
+    judged = {**shared["feedback"], "fitting": _fitting(arm, shared["fitting"]), **arm.settings} if asks else {}
     loop = {**shared["loop"], "rounds": config.rounds, "evaluate_every": max(1, config.rounds // _EVALUATIONS)}
     settings = online_babyai.Config(
         method=arm.method, out=config.run(arm, task, seed), seed=seed, tasks=shared["tasks"], lengths=tuple(shared["lengths"]),

@@ -71,7 +71,10 @@ def potential_shaping(potential: npt.ArrayLike, gamma: float) -> Array:
     return gamma * phi[1:] - phi[:-1]
 
 
-_NEXT_ACTIONS, _WHOLE_TASK = 0.8, 0.97
+NEXT_ACTIONS = 0.8
+"""Discount factor that suits rewards which say what single actions are worth."""
+WHOLE_TASK = 0.97
+"""Discount factor that suits rewards of states and of the end."""
 
 
 def usual_discount(expression: str, sources: Mapping[str, LabelSet | RewardColumn]) -> float:
@@ -92,8 +95,8 @@ def usual_discount(expression: str, sources: Mapping[str, LabelSet | RewardColum
     try:
         nothing, best, end = (_paid(tree, scales, score, end) for score, end in ((0, 0), (1, 0), (0, 1)))
     except (KeyError, ZeroDivisionError):
-        return _WHOLE_TASK
-    return _NEXT_ACTIONS if best > nothing and end - nothing <= best - nothing else _WHOLE_TASK
+        return WHOLE_TASK
+    return NEXT_ACTIONS if best > nothing and end - nothing <= best - nothing else WHOLE_TASK
 
 
 def _paid(node: ast.expr, scales: Mapping[str, tuple[float, float]], score: float, end: float) -> float:
