@@ -83,7 +83,8 @@ def record_of(went: Any) -> dict[str, Any]:
     settings = {
         "steps": 25_000, "rounds": 50,
         "babyai": {
-            "tasks": 10, "demonstrations": 3, "feedback": {"budget": 1500}, "loop": {"episodes": 20, "updates": 200, "session_every": 5},
+            "tasks": 10, "lengths": [1, 3], "demonstrations": 3, "feedback": {"budget": 1500}, "algorithm": {"inverse_temperature": 3.0},
+            "loop": {"episodes": 20, "updates": 200, "first_updates": 400, "session_every": 5, "temperature": 0.5},
         },
         "metaworld": {
             "queries": 50, "evaluation_tasks": 10, "fitting": {"batch": 32}, "algorithm": {"batch": 256, "actor_learning_rate": 0.001},
@@ -417,8 +418,8 @@ TINY_METAWORLD = {
 }  # fmt: skip
 TINY_BABYAI = {
     "tasks": 2, "lengths": [1, 2], "demonstrations": 2, "feedback": {"budget": 60},
-    "loop": {"episodes": 2, "updates": 2, "session_every": 1},
-    "fitting": {"members": 1, "epochs": 1, "encoder": "residual", "channels": 8}, "algorithm": {},
+    "loop": {"episodes": 2, "updates": 2, "first_updates": 2, "session_every": 1, "temperature": 1.0},
+    "fitting": {"members": 1, "epochs": 1, "encoder": "residual", "channels": 8}, "algorithm": {"inverse_temperature": 1.0},
 }  # fmt: skip
 SMALL = {"seeds": 1, "steps": 60, "rounds": 2, "tasks": (DRAWER,), "jobs": 1, "quiet": True}
 SMALL_ARMS = ("true", "rl_vlm_f", "erl_vlm")

@@ -24,6 +24,7 @@ from guerdon.evaluation.statistics import RESAMPLES, Estimate, ReturnMatrix, int
 from guerdon.evaluation.statistics import estimate as estimate_of
 from guerdon.recipes import _study
 from guerdon.recipes._study import Finding, Verdict, verdict
+from guerdon.rewards.compose import NEXT_ACTIONS, WHOLE_TASK
 
 Array = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
@@ -444,10 +445,16 @@ def babyai_settings_table(results: Results) -> str:
     loop = shared["loop"]
     return _settings(
         ("instructions", shared["tasks"], "20, in 10 kitchens"),
+        ("sub-tasks of an instruction", "{} to {}".format(*shared["lengths"]), "1 or 2"),
         ("demonstrations of each", shared["demonstrations"], "3"),
         ("rounds", results.record["settings"]["rounds"], _NONE),
         ("episodes in a round", loop["episodes"], _NONE),
         ("gradient steps in a round", loop["updates"], _NONE),
+        ("gradient steps before the first", loop["first_updates"], _NONE),
+        ("temperature of actions while exploring", loop["temperature"], _NONE),
+        ("discount of the true reward, which is paid for actions", NEXT_ACTIONS, _NONE),
+        ("discount of all others", WHOLE_TASK, "0.97"),
+        ("inverse temperature of advantages", shared["algorithm"]["inverse_temperature"], "5, of rewards that are not scaled"),
         ("rounds from one session to the next", loop["session_every"], _NONE),
         ("most labels", shared["feedback"]["budget"], "1,500"),
         ("episodes in an evaluation", 2 * shared["tasks"], "100"),
@@ -464,8 +471,8 @@ _RATES = {"actor": 3e-4, "critic": 3e-4, "temperature": 1e-4}
 """Learning rates of soft actor-critic as published."""
 
 
-def _settings(*rows: tuple[str, int | str, str]) -> str:
-    return _study.table(_SETTINGS, [[name, f"{ours:,}" if isinstance(ours, int) else ours, theirs] for name, ours, theirs in rows])
+def _settings(*rows: tuple[str, float | str, str]) -> str:
+    return _study.table(_SETTINGS, [[name, ours if isinstance(ours, str) else f"{ours:,}", theirs] for name, ours, theirs in rows])
 
 
 def runs_table(results: Results) -> str:
