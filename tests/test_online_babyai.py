@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 pytest.importorskip("minigrid")
 
 from guerdon.algorithms.iql import IQL
+from guerdon.cli import main
 from guerdon.datasets.minari import MinariFormat
 from guerdon.errors import RunError, UnknownName, UsageError
 from guerdon.evaluation.tasks import TaskList
@@ -294,3 +295,15 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         Config(out=tmp_path, teacher="strict")
     with pytest.raises(UnknownName, match="level"):
         online_babyai.of(config(tmp_path / "run", level="castle"))
+
+
+def test_the_command_knows_what_this_world_pays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--world", "babyai", "--out", str(tmp_path / "run"), "--quiet"]
+    sizes = ["--tasks", "2", "--demonstrations", "2", "--rounds", "1", "--episodes", "2", "--updates", "1"]
+    assert main(["online", "quality", *words, *sizes]) == 0
+    assert (tmp_path / "run" / "manifest.json").is_file()
+    capsys.readouterr()
+    assert main(["online", "magic", *words]) == 2
+    assert "no source of rewards 'magic'; there are: erl-vlm, quality" in capsys.readouterr().err
+    assert main(["online", "quality", "--out", str(tmp_path / "robot")]) == 2  # Meta-World's own reward is one of states
+    assert "no method of learning 'quality'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ pytest.importorskip("torch", reason="NOT TESTED: torch is not installed; install
 pytest.importorskip("metaworld", reason="NOT TESTED: metaworld is not installed; install 'guerdon[metaworld]'")
 pytest.importorskip("minigrid", reason="NOT TESTED: minigrid is not installed; install 'guerdon[babyai]'")
 
+from guerdon.algorithms.sac import SAC
+from guerdon.cli.online import _config
 from guerdon.cli.reproduce import studies
 from guerdon.errors import RunError, UnknownName, UsageError
 from guerdon.evaluation.statistics import Estimate
@@ -41,6 +44,7 @@ from guerdon.recipes._erl_vlm_results import (
 from guerdon.recipes._study import Finding, verdict
 from guerdon.recipes.reproduce_erl_vlm import ARMS, Config, Job, carry_out, collected, jobs_of, merge, read_rows, reproduce, rows_of
 from guerdon.runs import write_json
+from guerdon.training import online as loop
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "erl-vlm.md"
 DRAWER, SWEEP, INSTRUCTIONS = TASKS
@@ -291,6 +295,14 @@ def test_the_core_of_the_study() -> None:
         ("erl_vlm_pictures", DRAWER), ("erl_vlm_pictures", SWEEP), ("erl_vlm_embedded", INSTRUCTIONS),
     ]  # fmt: skip
     assert {task for _, task in Config(worlds=("metaworld",), tasks=(SWEEP,)).chosen} == {SWEEP}
+
+
+def test_the_short_run_of_the_docs_is_that_of_the_study(tmp_path: Path) -> None:
+    example = Path(__file__).parent.parent / "docs" / "sweep-into-short.yaml"
+    words = ["erl-vlm", "--config", str(example), "--out", str(tmp_path)]
+    shown = _config("erl-vlm", True, words, online.Config, loop.Config, "sac", SAC.Config)
+    (job,) = jobs_of(Config(out=tmp_path, worlds=("metaworld",), tasks=(SWEEP,), arms=("erl_vlm",), seeds=1))
+    assert online.decided(shown) == replace(online.decided(job.settings), out=tmp_path, quiet=False)
 
 
 @pytest.mark.parametrize(

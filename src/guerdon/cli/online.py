@@ -19,8 +19,6 @@ def main(arguments: Sequence[str]) -> int:
     """`guerdon online METHOD --out OUT --task drawer-open-v3 --steps 25000`, or `guerdon online METHOD --world babyai --out OUT`."""
     first = next(iter(arguments), "-")
     method = chosen("method", arguments, online.Config.method) if first.startswith("-") else first
-    if method not in online.sources():
-        raise UnknownName("method of learning", method, online.sources())
     world = chosen("world", arguments, WORLDS[0])
     if world not in WORLDS:
         raise UnknownName("world to learn in", world, WORLDS)
@@ -29,11 +27,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _in_metaworld(method: str, arguments: Sequence[str]) -> online.Learned:
+    asks = online.source_of(method).kind is not None
     algorithm = chosen("algorithm", arguments, online.Config.algorithm)
     settings_of = discover.load("algorithms", algorithm).Config
     from guerdon.training import online as loop  # after the line above, which names the extra if torch is not installed
 
-    return online.online.of(_config(method, arguments, online.Config, loop.Config, algorithm, settings_of))
+    return online.online.of(_config(method, asks, arguments, online.Config, loop.Config, algorithm, settings_of))
 
 
 def _in_babyai(method: str, arguments: Sequence[str]) -> online.Learned:
@@ -41,15 +40,19 @@ def _in_babyai(method: str, arguments: Sequence[str]) -> online.Learned:
     from guerdon.recipes import online_babyai
     from guerdon.training import online_episodes
 
-    config = _config(method, arguments, online_babyai.Config, online_episodes.Config, "iql", online_babyai.Learning)
+    if method not in online_babyai.METHODS:
+        raise UnknownName("source of rewards", method, online_babyai.METHODS)
+    asks = method not in online_babyai.KNOWN
+    config = _config(method, asks, arguments, online_babyai.Config, online_episodes.Config, "iql", online_babyai.Learning)
     return online_babyai.online_babyai.of(config)
 
 
-def _config(method: str, arguments: Sequence[str], settings: type, loop: type, algorithm: str, learning: type) -> Any:
-    """The settings of a world's recipe with those of the loop, the algorithm, the reward model and the raters."""
-    own = _raters(method, arguments)
+def _config(method: str, asks: bool, arguments: Sequence[str], settings: type, loop: type, algorithm: str, learning: type) -> Any:
+    """The settings of a world's recipe with those of the loop, the algorithm and, if anybody is asked, the reward model and the raters."""
+    own = _raters(arguments) if asks else {}
+    fitting = {"fitting": online.fitting_config(method)} if asks else {}
     sections: dict[str, type] = {"_settings": settings, "_loop": loop, algorithm: learning}
-    parsed = parse("online", __doc__ or "", sections | _fitting(method) | own, arguments)
+    parsed = parse("online", __doc__ or "", sections | fitting | own, arguments)
     return replace(
         parsed["_settings"],
         loop=parsed["_loop"],
@@ -59,15 +62,10 @@ def _config(method: str, arguments: Sequence[str], settings: type, loop: type, a
     )
 
 
-def _fitting(method: str) -> dict[str, type]:
-    """The section of the reward model, where there is one."""
-    return {} if online.source_of(method).kind is None else {"fitting": online.fitting_config(method)}
-
-
-def _raters(method: str, arguments: Sequence[str]) -> dict[str, type]:
-    """A section for each rater that is asked and has settings."""
+def _raters(arguments: Sequence[str]) -> dict[str, type]:
+    """A section for each rater that has settings."""
     named = tuple(all_chosen("vlm", arguments, online.Config.vlm))
-    asked = online.source_of(method).kind is not None and named != online.SCRIPTED
+    asked = named != online.SCRIPTED
     things = {name: discover.load("providers", name) for name in dict.fromkeys(map(raters.provider_of, named)) if asked}
     return {name: thing.Config for name, thing in things.items() if hasattr(thing, "Config")}
 

@@ -53,7 +53,7 @@ METAWORLD_SETTINGS: Mapping[str, Any] = {
     "evaluation_tasks": 10,
     "queries": 50,
     "edges": {DRAWER: (0.15, 0.2, 0.35, 0.6), SWEEP: (0.033, 0.125, 0.291, 0.5)},
-    "loop": {"random_steps": 1_000, "first_session": 2_000, "every": 1_000},
+    "loop": {"random_steps": 500, "first_session": 2_000, "every": 1_000},
     "fitting": {"batch": 32},
     "algorithm": {
         "batch": 256, "hidden": (256, 256), "normed_critics": True, "target_every": 1,
