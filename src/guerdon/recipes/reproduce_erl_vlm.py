@@ -162,7 +162,7 @@ class Config:
     """Runs of each arm."""
     steps: int = 25_000
     """Environment steps of each run in Meta-World."""
-    rounds: int = 20
+    rounds: int = 15
     """Rounds of each run in BabyAI, of 20 episodes each."""
     page: Path | None = None
     """Page whose marks are filled with the numbers; its figures are written beside it. None if not given."""
