@@ -238,12 +238,13 @@ def test_a_page_is_filled_also_where_little_was_tried() -> None:
 
 def test_figures_show_every_number(results: Results) -> None:
     drawn = figures(results)
-    assert set(drawn) == {*TASKS, "ablation"}
+    assert set(drawn) == {*TASKS, *(f"{task}-return" for task in (DRAWER, SWEEP)), "ablation"}
     elements = {name: list(ElementTree.fromstring(svg).iter()) for name, svg in drawn.items()}
     tips = {name: [each.text for each in found if each.tag.endswith("title")][1:] for name, found in elements.items()}
     assert len(tips[DRAWER]) == 7 * len(STEPS), "an arm at every evaluation"
     assert "ERL-VLM, 300: 1.000 [1.00, 1.00]" in tips[DRAWER]
     assert "ERL-VLM, 40: 1.000 [1.00, 1.00]" in tips[INSTRUCTIONS], "over episodes"
+    assert "ERL-VLM, 300: 0.050 [0.05, 0.05]" in tips[f"{DRAWER}-return"], "2.5 of five steps' 50"
     assert sum(each.tag.endswith("polygon") for each in elements[DRAWER]) == 7, "a band for each arm"
     dots = [each for each in elements[DRAWER] if each.tag.endswith("circle")]
     assert float(dots[0].get("cy", 0)) < float(dots[-5].get("cy", 1e9)) or dots[0].get("cy") == dots[-5].get("cy")
@@ -495,6 +496,6 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     assert all(run["labels"] > 0 for run in record["runs"] if run["arm"] != "true")
     assert {path.name for path in written} == {
         "erl-vlm.json", "erl-vlm.parquet", "erl-vlm.md",
-        *(f"{each}{name}.svg" for each in ("", "erl-vlm-") for name in (DRAWER, INSTRUCTIONS)),
+        *(f"{each}{name}.svg" for each in ("", "erl-vlm-") for name in (DRAWER, f"{DRAWER}-return", INSTRUCTIONS)),
     }  # fmt: skip
     assert "| ERL-VLM | 1 |" in page.read_text(encoding="utf-8")

@@ -87,9 +87,10 @@ class Curves:
         """The mean over the last evaluations of the sum of the world's own rewards, as a share of `most`."""
         return ReturnMatrix(self.seeds, self.cases, self.kinds, np.clip(self.totals[:, -LAST:].mean(axis=1) / most, 0.0, 1.0))
 
-    def at_evaluation(self, number: int) -> ReturnMatrix:
-        """The success at one evaluation."""
-        return ReturnMatrix(self.seeds, self.cases, self.kinds, self.success[:, number])
+    def at_evaluation(self, number: int, most: float | None = None) -> ReturnMatrix:
+        """The success at one evaluation; or the sum of the world's own rewards, as a share of `most`."""
+        found = self.success[:, number] if most is None else np.clip(self.totals[:, number] / most, 0.0, 1.0)
+        return ReturnMatrix(self.seeds, self.cases, self.kinds, found)
 
 
 def _shares(at: Array) -> Array:
@@ -184,7 +185,12 @@ class Results:
     def total(self, task: str, arm: str) -> Estimate:
         """Mean sum of Meta-World's own rewards in an episode, over the last evaluations, as a share of the greatest possible. Raises
         KeyError if there is none."""
-        return estimate_of(self.curves[task, arm].final_totals(_MOST_REWARD * self.record["settings"][METAWORLD]["episode_steps"]), mean)
+        return estimate_of(self.curves[task, arm].final_totals(self.greatest_return), mean)
+
+    @property
+    def greatest_return(self) -> float:
+        """The greatest sum of Meta-World's own rewards in an episode of this study."""
+        return _MOST_REWARD * float(self.record["settings"][METAWORLD]["episode_steps"])
 
     def has(self, task: str, *arms: str) -> bool:
         """Whether all these arms were carried out in a task."""
@@ -551,9 +557,15 @@ def value_of(key: str, results: Results) -> str:
 
 
 def figures(results: Results) -> dict[str, str]:
-    """Name -> SVG: the curves of each task that was learned, and the ablation where there is one."""
+    """Name -> SVG: the curves of each task that was learned (in Meta-World those of the return, too), and the ablation where there is
+    one."""
     colours = {arm: number for number, arm in enumerate(dict.fromkeys(arm for task in results.tasks for arm in results.arms(task)))}
     found = {task: _curves_figure(results, task, colours) for task in results.tasks}
+    found |= {
+        f"{task}-return": _curves_figure(results, task, colours, most=results.greatest_return)
+        for task in results.tasks
+        if TASKS[task] == METAWORLD
+    }
     there = [arm for arm in ABLATION if any(results.has(task, arm) for task in results.tasks)]
     if len(there) > 1:
         tasks = [task for task in results.tasks if any(results.has(task, arm) for arm in there)]
@@ -562,7 +574,8 @@ def figures(results: Results) -> dict[str, str]:
     return found
 
 
-def _curves_figure(results: Results, task: str, colours: Mapping[str, int]) -> str:
+def _curves_figure(results: Results, task: str, colours: Mapping[str, int], most: float | None = None) -> str:
+    """Curves of success; or of the return, as a share of `most`."""
     arms = results.arms(task)
     points = sorted({float(point) for arm in arms for point in results.curves[task, arm].at})
     drawn = []
@@ -570,10 +583,11 @@ def _curves_figure(results: Results, task: str, colours: Mapping[str, int]) -> s
         curves = results.curves[task, arm]
         numbers = {float(point): number for number, point in enumerate(curves.at)}
         values = [
-            estimate_of(curves.at_evaluation(numbers[point]), mean) if point in numbers else Estimate(math.nan) for point in points
+            estimate_of(curves.at_evaluation(numbers[point], most), mean) if point in numbers else Estimate(math.nan) for point in points
         ]  # fmt: skip
         drawn.append(_study.Line(results.words(arm), values, colours[arm]))
-    return _study.curves(task, points, drawn, axis=AXES[TASKS[task]][1], measure="success")
+    measure = "success" if most is None else "share of the greatest return"
+    return _study.curves(task, points, drawn, axis=AXES[TASKS[task]][1], measure=measure)
 
 
 def _final(results: Results, task: str, arm: str) -> Estimate:

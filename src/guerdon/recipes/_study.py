@@ -249,7 +249,7 @@ def curves(title: str, points: Sequence[float], drawn: Sequence[Line], *, axis: 
         return _LEFT + inset + (point - low) * across
 
     marks = _frame(title, [number / 5 for number in range(6)], (), height_of, axis=axis, measure=measure)
-    marks += [_text(f"{point:,.4g}", place_of(point), floor + 17, anchor="middle") for point in _at_most(points, 6)]
+    marks += [_text(f"{point:,.10g}", place_of(point), floor + 17, anchor="middle") for point in _at_most(points, 6)]
     placed = [
         [(place_of(point), each, f"{point:,.6g}") for point, each in zip(points, line.values, strict=True) if math.isfinite(each.value)]
         for line in drawn
