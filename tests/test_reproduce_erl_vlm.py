@@ -212,6 +212,8 @@ def test_every_mark_of_the_page_is_known(results: Results) -> None:
     page = PAGE.read_text(encoding="utf-8")
     keys = re.findall(r"<!-- fill (.+?) -->", page)
     assert {f"table {name}" for name in TABLES} <= set(keys), "every table has its place"
+    named = [key.split()[1:] for key in keys if key.split()[0] in ("final", "area", "total", "difference", "better")]
+    assert all(arm in ARMS and task in ARMS[arm].tasks for task, *arms in named for arm in arms), "a page names what can be"
     filled = _study.filled(page, lambda key: value_of(key, results))
     assert "`guerdon reproduce erl-vlm`, then `guerdon reproduce erl-vlm --arms ce`" in filled
     assert "<!-- fill minutes -->3<!-- /fill -->" in filled
@@ -221,7 +223,10 @@ def test_every_mark_of_the_page_is_known(results: Results) -> None:
     assert value_of(f"area {DRAWER} erl_vlm", results) == "0.375 [0.38, 0.38]"
     assert value_of(f"difference {DRAWER} erl_vlm vanilla", results) == "**+0.667 [+0.67, +0.67]**"
     assert value_of(f"better {DRAWER} erl_vlm vanilla", results) == "1.000 [1.00, 1.00]"
-    for key in ("table nothing", f"final {SWEEP} vanilla", "verdict nothing", f"difference {SWEEP} erl_vlm vanilla", "poem"):
+    assert value_of(f"total {DRAWER} erl_vlm", results) == "0.050 [0.05, 0.05]"  # 2.5 of 50
+    for key in (f"final {SWEEP} vanilla", f"total {SWEEP} vanilla", f"difference {SWEEP} erl_vlm vanilla"):
+        assert value_of(key, results) == "–", "not carried out"
+    for key in ("table nothing", "final nowhere vanilla", "verdict nothing", "poem"):
         with pytest.raises(KeyError):
             value_of(key, results)
 

@@ -183,9 +183,9 @@ class Results:
         return estimate_of(self._matrices[task, arm, "final"], interquartile_mean)
 
     def total(self, task: str, arm: str) -> Estimate:
-        """Mean sum of Meta-World's own rewards in an episode, over the last evaluations, as a share of the greatest possible. Raises
-        KeyError if there is none."""
-        return estimate_of(self.curves[task, arm].final_totals(self.greatest_return), mean)
+        """Mean sum of the world's own rewards in an episode, over the last evaluations, as a share of the greatest possible (in BabyAI:
+        share of the sub-tasks that were done). Raises KeyError if there is none."""
+        return estimate_of(self.curves[task, arm].final_totals(self.greatest_return if TASKS[task] == METAWORLD else 1.0), mean)
 
     @property
     def greatest_return(self) -> float:
@@ -341,7 +341,7 @@ def claims_table(results: Results) -> str:
 
 def task_table(results: Results, task: str) -> str:
     """What each arm's runs in a task achieved."""
-    rows, robot = [], TASKS[task] == METAWORLD
+    rows = []
     for arm in results.arms(task):
         labels = [run["labels"] for run in results.runs(task, arm)]
         paper = PUBLISHED.get(task, {}).get(arm)
@@ -349,7 +349,7 @@ def task_table(results: Results, task: str) -> str:
             [
                 results.words(arm), str(len(results.curves[task, arm].seeds)), f"{np.mean(labels):,.0f}" if labels else _NONE,
                 _study.shown(results.value(task, arm, "final")), _study.shown(results.middle(task, arm)),
-                _study.shown(results.value(task, arm, "area")), _study.shown(results.total(task, arm)) if robot else _NONE,
+                _study.shown(results.value(task, arm, "area")), _study.shown(results.total(task, arm)),
                 _NONE if paper is None else f"{paper:g}",
             ]
         )  # fmt: skip
@@ -519,12 +519,16 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 
 
 def value_of(key: str, results: Results) -> str:
-    """What stands between the marks of a page: "table NAME", "final TASK ARM", "area TASK ARM", "difference TASK ARM ARM", "better TASK ARM
-    ARM", "verdict CLAIM", "command", "minutes", "machine", "version", "runs", "seeds", "steps", "rounds", "labels". Raises KeyError for
-    another."""
+    """What stands between the marks of a page: "table NAME", "final TASK ARM", "area TASK ARM", "total TASK ARM", "difference TASK ARM
+    ARM", "better TASK ARM ARM", "verdict CLAIM", "command", "minutes", "machine", "version", "runs", "seeds", "steps", "rounds", "labels";
+    a dash for what was not carried out. Raises KeyError for another."""
     match key.split(" "):
         case ["table", *name]:
             return TABLES[" ".join(name)](results)
+        case ["final" | "area" | "total" | "difference" | "better", task, *arms] if task in TASKS and not results.has(task, *arms):
+            return _NONE
+        case ["total", task, arm]:
+            return _study.shown(results.total(task, arm))
         case ["final" | "area" as measure, task, arm]:
             return _study.shown(results.value(task, arm, measure))
         case ["difference", task, better, worse]:
