@@ -275,7 +275,7 @@ def test_presets_are_those_of_the_methods(tmp_path: Path) -> None:
         "vanilla": 0.97,
         "rl-vlm-f": 0.97,
         "sparse": 0.97,
-    }  # single actions; all others
+    }
     assert Config(method="true", out=tmp_path, algorithm_settings=IQL.Config(discount=0.5)).learning().discount == 0.5
 
 

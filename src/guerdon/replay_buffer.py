@@ -36,7 +36,7 @@ import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -52,7 +52,7 @@ from guerdon.errors import RewardError, RunError, UsageError, WriteFailed
 from guerdon.interfaces import Floats, Observation
 from guerdon.pictures import GIBIBYTE, gather
 from guerdon.records import Annotation, Frames, canonical_json, digest
-from guerdon.runs import read_json, write_json, writing
+from guerdon.runs import disk_refusals, read_json, write_json, writing
 
 FORMAT: Final = 1
 MANIFEST: Final = "replay.json"
@@ -746,7 +746,7 @@ class _Pictures:
         identity = uuid.uuid4().hex
         needed = sum(settings.ring * height * width * 3 for height, width in settings.views.values())
         cure = f"The pictures take up to {needed / GIBIBYTE:.1f} GiB. Free some space, choose another folder, or hold fewer."
-        with _refused(folder, cure):
+        with disk_refusals(folder, cure):
             folder.mkdir(parents=True, exist_ok=True)
             old = [folder / Path(name).name for name in _ring(folder).get("files", [])]
             free = shutil.disk_usage(folder).free + sum(map(_space, old))
@@ -770,7 +770,7 @@ class _Pictures:
         with ExitStack() as stack:
             for name, path in _paths(folder, settings).items():
                 arrays[name] = _mapped(path, (settings.ring, *settings.views[name], 3))
-                with _refused(path, "Make the file writable, or begin again."):
+                with disk_refusals(path, "Make the file writable, or begin again."):
                     file = stack.enter_context(path.open("r+b", buffering=0))
                     files[name] = (file, path.stat().st_size - arrays[name].nbytes)
             pictures = cls(folder, identity, arrays, files)
@@ -780,7 +780,7 @@ class _Pictures:
     def write(self, place: int, frames: Mapping[str, Frames]) -> int:
         """Writes the pictures of one place. Returns their checksum. Raises WriteFailed."""
         checksum = 0
-        with _refused(self.folder, "Free some space there, then go on from the last checkpoint."):
+        with disk_refusals(self.folder, "Free some space there, then go on from the last checkpoint."):
             for name, (file, begin) in self._files.items():
                 data = frames[name].data.cast("B")
                 checksum = zlib.crc32(data, checksum)
@@ -860,14 +860,3 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Frames:
     if array.shape != shape or array.dtype != np.uint8 or not array.flags.c_contiguous:
         raise RunError(f"holds {array.dtype}{array.shape} and not the pictures uint8{shape}", where=str(path), cure=_DAMAGED)
     return array
-
-
-@contextmanager
-def _refused(where: Path, cure: str) -> Iterator[None]:
-    """What the system says of a disk becomes WriteFailed, with a cure."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteFailed(f"cannot write: {error.strerror or error}", where=str(where), cure=cure) from error
-    except WriteFailed as error:
-        raise WriteFailed(error.what, where=str(where), cure=cure) from error

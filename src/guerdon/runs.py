@@ -44,6 +44,7 @@ _CANNOT_WRITE = {
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 """What goes wrong with a disk, or with a path that leads through a file."""
+_MAKE_ROOM = "Free some space or choose another folder, then run the same command again."
 _UNFINISHED = ".part"
 """Ending of temporary names; a killed process may leave one behind."""
 
@@ -93,12 +94,22 @@ def writing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in _CANNOT_WRITE:
-            cure = "Free some space or choose another folder, then run the same command again."
-            raise WriteFailed(f"cannot write: {os.strerror(error.errno)}", where=str(path), cure=cure) from error
+            raise WriteFailed(f"cannot write: {os.strerror(error.errno)}", where=str(path), cure=_MAKE_ROOM) from error
         raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+@contextmanager
+def disk_refusals(where: Path, cure: str = _MAKE_ROOM) -> Iterator[None]:
+    """What the system says of a disk becomes WriteFailed, with a cure."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteFailed(f"cannot write: {error.strerror or error}", where=str(where), cure=cure) from error
+    except WriteFailed as error:
+        raise WriteFailed(error.what, where=str(where), cure=cure) from error
 
 
 def write_json(path: Path, value: Any) -> None:

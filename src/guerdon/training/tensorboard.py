@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guerdon.errors import MissingExtra, WriteFailed
+from guerdon.errors import MissingExtra
+from guerdon.runs import disk_refusals
 
 _STEPS = ("step", "update")
 """What a line calls the step that it belongs to."""
@@ -31,13 +31,13 @@ class TensorBoard:
         except ImportError as error:
             raise MissingExtra("tensorboard", "train") from error
         self._folder = run / "tensorboard"
-        with _writing(self._folder):
+        with disk_refusals(self._folder):
             self._writer = SummaryWriter(self._folder, purge_step=done + 1)
 
     def write(self, step: int, line: Mapping[str, Any], heading: str = "") -> None:
         """Adds a point at `step` to the curve of each number in `line`, named "HEADING/NAME"; what is not a number, and the
         step itself, is left out. Raises WriteFailed."""
-        with _writing(self._folder):
+        with disk_refusals(self._folder):
             for name, value in line.items():
                 if name not in _STEPS and isinstance(value, int | float):
                     self._writer.add_scalar(f"{heading}/{name}" if heading else name, value, step)
@@ -46,12 +46,3 @@ class TensorBoard:
     def close(self) -> None:
         """Ends the file."""
         self._writer.close()
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cure = "Free some space or choose another folder, then run the same command again."
-        raise WriteFailed(f"cannot write: {error.strerror or error}", where=str(folder), cure=cure) from error
